@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attestation: the file a consumer gets (docs/spec/attestation.md, design section 3).
+
+Reading one authenticates nothing; `quotary_verifier.verify` does. The classes here only carry bytes of the right
+form, and the field names say so where it could be mistaken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.wire import cbor
+from quotary_verifier.wire.limits import (
+    MAX_ATTESTATION,
+    MAX_BOOT_LOG,
+    MAX_BOOT_LOGS,
+    MAX_CERTIFICATE,
+    MAX_CERTIFICATES,
+    MAX_EVENT,
+    MAX_EVENTS,
+    MAX_LATER_CHECKPOINTS,
+    MAX_NOTE,
+    MAX_PATH,
+    MAX_RECORD,
+    MAX_SUPPORTS,
+)
+
+KIND_ATTESTATION = 16
+MEDIA_TYPE = "application/vnd.quotary.attestation+cbor"
+REQUEST_KEY_BYTES = 32
+DIGEST_BYTES = 32
+_MAX_INDEX = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class TpmSupport:
+    """What a TPM line of the note needs to be checked.
+
+    `pcrs` maps a PCR of 0-15 to its SHA-256 value and leaves out exactly the zero values, the chain PCR and the
+    workload PCR. `certificates` are DER, leaf first, the root left out. An item of `workload_log` of 32 bytes is an
+    event's digest (opaque), a longer one the content of an event in full.
+    """
+
+    identifier: str
+    pcrs: Mapping[int, bytes]
+    chain_before: bytes
+    certificates: tuple[bytes, ...] = ()
+    workload_log: tuple[bytes, ...] = ()
+
+    def fields(self) -> dict[int, Any]:
+        """Return the map as it stands in an attestation."""
+        fields: dict[int, Any] = {
+            1: self.identifier,
+            2: {pcr: self.pcrs[pcr] for pcr in sorted(self.pcrs)},
+            3: self.chain_before,
+        }
+        if self.certificates:
+            fields[4] = list(self.certificates)
+        if self.workload_log:
+            fields[5] = list(self.workload_log)
+        return fields
+
+    @classmethod
+    def read(cls, value: Any) -> TpmSupport:
+        """Read one support.
+
+        Raises:
+            MalformedError: it is not one.
+        """
+        fields = cbor.Fields(value, "TPM support")
+        support = cls(
+            identifier=fields.text(1, 255),
+            pcrs=_pcrs(fields.mapping(2, 16)),
+            chain_before=fields.octets(3, DIGEST_BYTES),
+            certificates=_certificates(fields.array(4, MAX_CERTIFICATES)) if fields.has(4) else (),
+            workload_log=_events(fields.array(5, MAX_EVENTS)) if fields.has(5) else (),
+        )
+        fields.finish()
+        return support
+
+
+def _pcrs(value: dict[Any, Any]) -> dict[int, bytes]:
+    for pcr, digest in value.items():
+        if type(pcr) is not int or not 0 <= pcr <= 15:
+            raise MalformedError("TPM support: a PCR is not a number from 0 to 15")
+        if type(digest) is not bytes or len(digest) != DIGEST_BYTES:
+            raise MalformedError("TPM support: a PCR value does not have 32 bytes")
+    return value
+
+
+def _certificates(items: list[Any]) -> tuple[bytes, ...]:
+    for item in items:
+        if type(item) is not bytes or not 1 <= len(item) <= MAX_CERTIFICATE:
+            raise MalformedError("TPM support: a certificate is not a byte string of allowed length")
+    return tuple(items)
+
+
+def _events(items: list[Any]) -> tuple[bytes, ...]:
+    for item in items:
+        if type(item) is not bytes or not DIGEST_BYTES <= len(item) <= MAX_EVENT:
+            raise MalformedError("TPM support: a workload event is neither a digest nor an event's content")
+    return tuple(items)
+
+
+@dataclass(frozen=True, slots=True)
+class LaterCheckpoint:
+    """A note of a later, larger tree and the leaf's path in it; it adds to the commit's note, never replaces it."""
+
+    note: bytes
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """An attestation as read: of the right form, and not authenticated by anything yet."""
+
+    record: bytes
+    genesis: bytes
+    index: int
+    path: bytes
+    note: bytes
+    supports: tuple[TpmSupport, ...]
+    request_key: bytes | None = None
+    boot_logs: Mapping[str, bytes] = field(default_factory=dict)
+    later: tuple[LaterCheckpoint, ...] = ()
+    not_understood: tuple[int, ...] = ()
+
+    def encode(self) -> bytes:
+        """Return the file's bytes."""
+        fields: dict[int, Any] = {
+            0: KIND_ATTESTATION,
+            1: 1,
+            2: self.record,
+            3: self.genesis,
+            4: self.index,
+            5: self.path,
+            6: self.note,
+            7: [support.fields() for support in self.supports],
+        }
+        if self.request_key is not None:
+            fields[8] = self.request_key
+        if self.boot_logs:
+            fields[9] = dict(self.boot_logs)
+        if self.later:
+            fields[10] = [[later.note, later.path] for later in self.later]
+        return cbor.encode(fields)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Attestation:
+        """Read an attestation.
+
+        Raises:
+            MalformedError: it is none.
+            UnsupportedError: its version is unknown.
+        """
+        fields = cbor.Fields.artefact(
+            cbor.decode(data, max_bytes=MAX_ATTESTATION, what="attestation"), "attestation", KIND_ATTESTATION
+        )
+        return cls(
+            record=fields.octets(2, 1, MAX_RECORD),
+            genesis=fields.octets(3, 1, MAX_RECORD),
+            index=fields.uint(4, _MAX_INDEX),
+            path=_path(fields.octets(5, 0, MAX_PATH)),
+            note=fields.octets(6, 1, MAX_NOTE),
+            supports=tuple(TpmSupport.read(item) for item in fields.array(7, MAX_SUPPORTS)),
+            request_key=fields.maybe_octets(8, REQUEST_KEY_BYTES),
+            boot_logs=_boot_logs(fields.mapping(9, MAX_BOOT_LOGS)) if fields.has(9) else {},
+            later=_later(fields.array(10, MAX_LATER_CHECKPOINTS)) if fields.has(10) else (),
+            not_understood=fields.finish(),
+        )
+
+
+def _path(path: bytes) -> bytes:
+    if len(path) % DIGEST_BYTES:
+        raise MalformedError("an inclusion path is not a whole number of 32-byte hashes")
+    return path
+
+
+def _boot_logs(value: dict[Any, Any]) -> dict[str, bytes]:
+    cbor.texts(value, "boot logs")
+    for log in value.values():
+        if type(log) is not bytes or not DIGEST_BYTES <= len(log) <= MAX_BOOT_LOG:
+            raise MalformedError("a boot log is neither a digest nor a log")
+    return value
+
+
+def _later(items: list[Any]) -> tuple[LaterCheckpoint, ...]:
+    checkpoints = []
+    for item in items:
+        if type(item) is not list or len(item) != 2 or any(type(part) is not bytes for part in item):
+            raise MalformedError("a later checkpoint is not a pair of a note and a path")
+        note, path = item
+        if not 1 <= len(note) <= MAX_NOTE or len(path) > MAX_PATH:
+            raise MalformedError("a later checkpoint is too long")
+        checkpoints.append(LaterCheckpoint(note, _path(path)))
+    return tuple(checkpoints)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A commit as the published history holds it (docs/spec/history.md, design section 3, "Log").
+
+A history file is a CBOR sequence (RFC 8742) of commits. Certificates and the workload log are named by the
+SHA-256 of a blob, so that a commit repeats nothing that did not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.wire import cbor
+from quotary_verifier.wire.limits import MAX_BOOT_LOGS, MAX_CERTIFICATES, MAX_COMMIT, MAX_NOTE, MAX_SUPPORTS
+
+KIND_COMMIT = 17
+COMMITS_PER_FILE = 256
+_DIGEST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSupport:
+    """A TPM support whose certificates and workload log are named by digest.
+
+    `workload_log` is the blob that holds the log as CEL-TLV and the number of its leading bytes that this quote
+    covers: the log only grows within a boot, so one blob can serve many commits.
+    """
+
+    identifier: str
+    pcrs: Mapping[int, bytes]
+    chain_before: bytes
+    certificates: tuple[bytes, ...]
+    workload_log: tuple[bytes, int] | None
+
+    def fields(self) -> dict[int, Any]:
+        """Return the map as it stands in a commit."""
+        fields: dict[int, Any] = {
+            1: self.identifier,
+            2: {pcr: self.pcrs[pcr] for pcr in sorted(self.pcrs)},
+            3: self.chain_before,
+        }
+        if self.certificates:
+            fields[4] = list(self.certificates)
+        if self.workload_log is not None:
+            fields[5] = list(self.workload_log)
+        return fields
+
+    @classmethod
+    def read(cls, value: Any) -> CommitSupport:
+        """Read one support of a commit.
+
+        Raises:
+            MalformedError: it is not one.
+        """
+        fields = cbor.Fields(value, "support of a commit")
+        pcrs = fields.mapping(2, 16)
+        for pcr, digest in pcrs.items():
+            if type(pcr) is not int or not 0 <= pcr <= 15 or type(digest) is not bytes or len(digest) != _DIGEST:
+                raise MalformedError("support of a commit: a PCR entry is not a number and 32 bytes")
+        certificates = fields.array(4, MAX_CERTIFICATES) if fields.has(4) else []
+        if any(type(item) is not bytes or len(item) != _DIGEST for item in certificates):
+            raise MalformedError("support of a commit: a certificate is not named by 32 bytes")
+        support = cls(
+            identifier=fields.text(1, 255),
+            pcrs=pcrs,
+            chain_before=fields.octets(3, _DIGEST),
+            certificates=tuple(certificates),
+            workload_log=_named_blob(fields.array(5, 2)) if fields.has(5) else None,
+        )
+        fields.finish()
+        return support
+
+
+def _named_blob(value: list[Any]) -> tuple[bytes, int]:
+    if len(value) != 2 or type(value[0]) is not bytes or len(value[0]) != _DIGEST or type(value[1]) is not int:
+        raise MalformedError("a blob is not named by a digest and a number of leading bytes")
+    if value[1] < 0:
+        raise MalformedError("a blob's number of leading bytes is negative")
+    return value[0], value[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit of the history: `first` is the index from which it claims, `note` has no cosignatures."""
+
+    first: int
+    note: bytes
+    supports: tuple[CommitSupport, ...]
+    boot_logs: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """Return the commit's bytes."""
+        fields: dict[int, Any] = {
+            0: KIND_COMMIT,
+            1: 1,
+            2: self.first,
+            3: self.note,
+            4: [support.fields() for support in self.supports],
+        }
+        if self.boot_logs:
+            fields[5] = {name: list(blob) for name, blob in self.boot_logs.items()}
+        return cbor.encode(fields)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Commit:
+        """Read one commit.
+
+        Raises:
+            MalformedError: it is none.
+            UnsupportedError: its version is unknown.
+        """
+        fields = cbor.Fields.artefact(
+            cbor.decode(data, max_bytes=MAX_COMMIT, what="commit"), "commit", KIND_COMMIT
+        )
+        logs = fields.mapping(5, MAX_BOOT_LOGS) if fields.has(5) else {}
+        cbor.texts(logs, "boot logs of a commit")
+        for blob in logs.values():
+            if type(blob) is not list:
+                raise MalformedError("a boot log of a commit is not named by a digest and a number of bytes")
+        commit = cls(
+            first=fields.uint(2, (1 << 63) - 1),
+            note=fields.octets(3, 1, MAX_NOTE),
+            supports=tuple(CommitSupport.read(item) for item in fields.array(4, MAX_SUPPORTS)),
+            boot_logs={name: _named_blob(blob) for name, blob in logs.items()},
+        )
+        fields.finish()
+        return commit
+
+
+def frame(commit: bytes) -> bytes:
+    """Return a commit as one element of a history file: a CBOR byte string holding it.
+
+    The wrapping gives a reader the length before it parses, so that limits come first.
+    """
+    return cbor.encode(commit)
+
+
+def split(data: bytes) -> Iterator[bytes]:
+    """Yield the commits of a history file in order.
+
+    Raises:
+        MalformedError: the file is not a sequence of framed commits, or ends within one.
+    """
+    position = 0
+    while position < len(data):
+        length, header = _header(data, position)
+        position += header
+        if length > MAX_COMMIT or position + length > len(data):
+            raise MalformedError("a history file ends within a commit, or holds one that is too long")
+        yield data[position : position + length]
+        position += length
+
+
+def _header(data: bytes, position: int) -> tuple[int, int]:
+    """Read the head of a definite byte string: its length, and the head's own length."""
+    first = data[position]
+    if first >> 5 != 2:
+        raise MalformedError("a history file holds something other than framed commits")
+    size = {24: 1, 25: 2, 26: 4}.get(first & 31, 0)
+    if first & 31 > 23 and not size:
+        raise MalformedError("a history file holds a length of a form that is not allowed")
+    octets = data[position + 1 : position + 1 + size]
+    if len(octets) != size:
+        raise MalformedError("a history file ends within a length")
+    length = int.from_bytes(octets) if size else first & 31
+    if size and length < (24, 1 << 8, 1 << 16)[(size >> 1)]:
+        raise MalformedError("a history file holds a length that is not in its shortest form")
+    return length, 1 + size
