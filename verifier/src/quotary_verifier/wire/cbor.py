@@ -64,8 +64,31 @@ def decode(data: bytes, *, max_bytes: int, what: str = "CBOR") -> Value:
     """
     if len(data) > max_bytes:
         raise MalformedError(f"{what} has {len(data)} bytes, {max_bytes} are allowed")
+    value = _load(data, what)
+    _check(value, what)
+    if cbor2.dumps(value) != data:
+        raise MalformedError(f"{what} is not in its deterministic encoding, or bytes follow it")
+    return value
+
+
+def item_end(data: bytes, position: int, *, max_bytes: int, what: str = "CBOR") -> int:
+    """Return where the deterministic item that begins at `position` of a CBOR sequence ends (RFC 8742).
+
+    Raises:
+        MalformedError: no such item of at most `max_bytes` bytes stands there.
+    """
+    window = data[position : position + max_bytes]
+    value = _load(window, what)
+    _check(value, what)
+    item = cbor2.dumps(value)
+    if not window.startswith(item):
+        raise MalformedError(f"{what} holds an item that is not in its deterministic encoding")
+    return position + len(item)
+
+
+def _load(data: bytes, what: str) -> Value:
     try:
-        value = cbor2.loads(
+        return cbor2.loads(
             data,
             tag_hook=_refuse_tag,
             semantic_decoders=_REFUSED_TAGS,
@@ -73,14 +96,8 @@ def decode(data: bytes, *, max_bytes: int, what: str = "CBOR") -> Value:
             allow_indefinite=False,
             allow_duplicate_keys=False,
         )
-    except MalformedError:
-        raise
     except (cbor2.CBORError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         raise MalformedError(f"{what} is not strict CBOR: {_first_line(error)}") from None
-    _check(value, what)
-    if cbor2.dumps(value) != data:
-        raise MalformedError(f"{what} is not in its deterministic encoding, or bytes follow it")
-    return value
 
 
 def _first_line(error: BaseException) -> str:

@@ -129,42 +129,14 @@ class Commit:
         return commit
 
 
-def frame(commit: bytes) -> bytes:
-    """Return a commit as one element of a history file: a CBOR byte string holding it.
-
-    The wrapping gives a reader the length before it parses, so that limits come first.
-    """
-    return cbor.encode(commit)
-
-
 def split(data: bytes) -> Iterator[bytes]:
-    """Yield the commits of a history file in order.
+    """Yield the bytes of each commit of a history file in order; `Commit.decode` reads one.
 
     Raises:
-        MalformedError: the file is not a sequence of framed commits, or ends within one.
+        MalformedError: the file is not a sequence of deterministic CBOR items, or ends within one.
     """
     position = 0
     while position < len(data):
-        length, header = _header(data, position)
-        position += header
-        if length > MAX_COMMIT or position + length > len(data):
-            raise MalformedError("a history file ends within a commit, or holds one that is too long")
-        yield data[position : position + length]
-        position += length
-
-
-def _header(data: bytes, position: int) -> tuple[int, int]:
-    """Read the head of a definite byte string: its length, and the head's own length."""
-    first = data[position]
-    if first >> 5 != 2:
-        raise MalformedError("a history file holds something other than framed commits")
-    size = {24: 1, 25: 2, 26: 4}.get(first & 31, 0)
-    if first & 31 > 23 and not size:
-        raise MalformedError("a history file holds a length of a form that is not allowed")
-    octets = data[position + 1 : position + 1 + size]
-    if len(octets) != size:
-        raise MalformedError("a history file ends within a length")
-    length = int.from_bytes(octets) if size else first & 31
-    if size and length < (24, 1 << 8, 1 << 16)[(size >> 1)]:
-        raise MalformedError("a history file holds a length that is not in its shortest form")
-    return length, 1 + size
+        end = cbor.item_end(data, position, max_bytes=MAX_COMMIT, what="history file")
+        yield data[position:end]
+        position = end

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workload log: what the agent measured, in epochs (docs/spec/workload-log.md, design section 3).
+
+Each epoch lists everything that may serve and ends with one separator, whose content follows from the digests of
+the epoch's events. A separator is therefore recognised by its digest even where the log gives digests only, and no
+other event can pass for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quotary_verifier.errors import EvidenceError, MalformedError
+from quotary_verifier.logs.cel import content_digest
+from quotary_verifier.wire import cbor
+from quotary_verifier.wire.bindings import ZERO, chain_extend
+from quotary_verifier.wire.limits import MAX_EVENT
+
+KIND_EVENT = 18
+TYPE_SEPARATOR = "separator"
+TYPE_AGENT = "agent"
+TYPE_ENGINE = "engine"
+TYPE_MODEL = "model"
+TYPE_CONFIGURATION = "configuration"
+
+SECRET_SALT_BYTES = 16
+_MAX_NAME = 512
+_MAX_DETAILS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadEvent:
+    """The content of one event: what was measured, under which name, with which SHA-256 digest."""
+
+    type: str
+    name: str
+    digest: bytes
+    details: Mapping[str, Any]
+
+    def encode(self) -> bytes:
+        """Return the content, deterministic CBOR."""
+        return cbor.encode(
+            {0: KIND_EVENT, 1: 1, 2: self.type, 3: self.name, 4: self.digest, 5: dict(self.details)}
+        )
+
+    @classmethod
+    def decode(cls, content: bytes) -> WorkloadEvent:
+        """Read the content of an event.
+
+        Raises:
+            MalformedError: it is none.
+            UnsupportedError: its version is unknown.
+        """
+        fields = cbor.Fields.artefact(
+            cbor.decode(content, max_bytes=MAX_EVENT, what="workload event"), "workload event", KIND_EVENT
+        )
+        event = cls(
+            type=fields.text(2, 64),
+            name=fields.text(3, _MAX_NAME),
+            digest=fields.octets(4, 32),
+            details=fields.mapping(5, _MAX_DETAILS),
+        )
+        cbor.texts(dict(event.details), "details of a workload event")
+        fields.finish()
+        return event
+
+
+def separator(epoch: int, event_digests: Sequence[bytes]) -> bytes:
+    """Return the content of the separator that closes epoch number `epoch` (from 0) over its events' digests."""
+    digest = hashlib.sha256(b"".join(event_digests)).digest()
+    return WorkloadEvent(TYPE_SEPARATOR, f"epoch {epoch}", digest, {}).encode()
+
+
+def secret_commitment(salt: bytes, content: bytes) -> bytes:
+    """Return `SHA-256(salt || content)`, which stands in an event for what may hold secrets."""
+    return hashlib.sha256(salt + content).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One event of a log: its record number, digest, and its content where the log gives it in full."""
+
+    number: int
+    digest: bytes
+    event: WorkloadEvent | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadLog:
+    """A log that was read in full: the PCR value it replays to, and the last closed epoch.
+
+    Only a caller who compares `value` with a quoted PCR may rely on anything here.
+    """
+
+    value: bytes
+    epoch: int
+    current: tuple[LoggedEvent, ...]
+
+    def find(self, number: int) -> LoggedEvent | None:
+        """Return the event of the last closed epoch with this record number."""
+        for event in self.current:
+            if event.number == number:
+                return event
+        return None
+
+
+def read_log(items: Sequence[bytes]) -> WorkloadLog:
+    """Replay a log given as digests (32 bytes) and contents (longer), and find its epochs.
+
+    An empty log replays to zeros and has no epoch (-1).
+
+    Raises:
+        MalformedError: an item is not an event.
+        EvidenceError: events stand after the last separator, or one that calls itself a separator is none.
+    """
+    value = ZERO
+    epoch = 0
+    open_events: list[LoggedEvent] = []
+    closed: tuple[LoggedEvent, ...] = ()
+    expected = content_digest(separator(0, ()))
+    for number, item in enumerate(items):
+        digest = item if len(item) == 32 else content_digest(item)
+        value = chain_extend(value, digest)
+        if open_events and digest == expected:
+            closed = tuple(open_events)
+            open_events = []
+            epoch += 1
+            continue
+        event = None if len(item) == 32 else WorkloadEvent.decode(item)
+        if event is not None and event.type == TYPE_SEPARATOR:
+            raise EvidenceError(f"workload log: event {number} is a separator that does not fit its epoch")
+        open_events.append(LoggedEvent(number, digest, event))
+        expected = content_digest(separator(epoch, [logged.digest for logged in open_events]))
+    if open_events:
+        raise EvidenceError("workload log: events stand after the last separator")
+    return WorkloadLog(value, epoch - 1, closed)
+
+
+def opaque(items: Sequence[bytes]) -> tuple[int, ...]:
+    """Return the record numbers of the items that are given as digests only."""
+    return tuple(number for number, item in enumerate(items) if len(item) == 32)
+
+
+def reveal(contents: Sequence[bytes], keep: frozenset[int]) -> tuple[bytes, ...]:
+    """Return the log with the events numbered in `keep` in full and all others as digests.
+
+    Raises:
+        MalformedError: a content has 32 bytes, which no event has.
+    """
+    if any(len(content) == 32 for content in contents):
+        raise MalformedError("an event's content cannot have 32 bytes")
+    return tuple(
+        content if number in keep else content_digest(content) for number, content in enumerate(contents)
+    )
