@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commit engine: group commit into the TPM, start and recovery."""

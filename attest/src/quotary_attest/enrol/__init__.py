@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Enrolment: how an attestation key gets its certificate."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transparency log: Merkle proofs, signed notes, checkpoints, hardware lines, tiles."""
