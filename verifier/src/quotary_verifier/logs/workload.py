@@ -70,7 +70,10 @@ class WorkloadEvent:
 
 def separator(epoch: int, event_digests: Sequence[bytes]) -> bytes:
     """Return the content of the separator that closes epoch number `epoch` (from 0) over its events' digests."""
-    digest = hashlib.sha256(b"".join(event_digests)).digest()
+    return _separator(epoch, hashlib.sha256(b"".join(event_digests)).digest())
+
+
+def _separator(epoch: int, digest: bytes) -> bytes:
     return WorkloadEvent(TYPE_SEPARATOR, f"epoch {epoch}", digest, {}).encode()
 
 
@@ -120,20 +123,21 @@ def read_log(items: Sequence[bytes]) -> WorkloadLog:
     epoch = 0
     open_events: list[LoggedEvent] = []
     closed: tuple[LoggedEvent, ...] = ()
-    expected = content_digest(separator(0, ()))
+    running = hashlib.sha256()
     for number, item in enumerate(items):
         digest = item if len(item) == 32 else content_digest(item)
         value = chain_extend(value, digest)
-        if open_events and digest == expected:
+        if open_events and digest == content_digest(_separator(epoch, running.digest())):
             closed = tuple(open_events)
             open_events = []
+            running = hashlib.sha256()
             epoch += 1
             continue
         event = None if len(item) == 32 else WorkloadEvent.decode(item)
         if event is not None and event.type == TYPE_SEPARATOR:
             raise EvidenceError(f"workload log: event {number} is a separator that does not fit its epoch")
         open_events.append(LoggedEvent(number, digest, event))
-        expected = content_digest(separator(epoch, [logged.digest for logged in open_events]))
+        running.update(digest)
     if open_events:
         raise EvidenceError("workload log: events stand after the last separator")
     return WorkloadLog(value, epoch - 1, closed)
