@@ -94,7 +94,7 @@ venv_digest() {
     (
         cd "$ROOT"
         printf '%s\n' "$VENV" "$version"
-        cat requirements.lock "${MEMBERS[@]/%//pyproject.toml}"
+        grep -v '^ *#' requirements.lock "${MEMBERS[@]/%//pyproject.toml}"
     ) | sha256sum
 }
 
