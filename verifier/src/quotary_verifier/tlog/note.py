@@ -28,6 +28,7 @@ from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.wire.limits import MAX_NOTE
 
 TYPE_ED25519: Final = 0x01
 """Ed25519 over the note text (signed-note, "Ed25519 signatures")."""
@@ -41,9 +42,9 @@ TYPE_COSIGNATURE: Final = 0x04
 TYPE_CUSTOM: Final = 0xFF
 """A type without an assigned byte: a longer identifier follows it (signed-note, "Signature types")."""
 
-MAX_NOTE_BYTES: Final = 64 * 1024
-"""signed-note, "Format", leaves the limit to the verifier but demands that 16 lines are accepted: 64 KiB holds
-16 lines of 3.3 kB, those of the largest assigned type (ML-DSA-44 cosignatures), and hardware lines beside."""
+MAX_NOTE_BYTES: Final = MAX_NOTE
+"""signed-note, "Format", leaves the limit to the verifier but demands that 16 lines are accepted: 64 KiB
+holds 16 of 3.3 kB, those of the largest assigned type (ML-DSA-44 cosignatures), and hardware lines beside."""
 
 MAX_SIGNATURE_LINES: Final = 100
 """As many as golang.org/x/mod/sumdb/note accepts, so that a note is never valid here and refused there."""
@@ -127,7 +128,7 @@ class VerifierKey:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedNote:
-    """A note of which every line of a known key verified, at least one; `others` are lines of unknown keys."""
+    """A note whose lines of known keys, at least one, all verified; `others` are lines of unknown keys."""
 
     text: bytes
     signed_by: tuple[VerifierKey, ...]
