@@ -3,7 +3,7 @@
 
 `EvidenceRoot` is what every root can do: bind a digest and hand out evidence. `Root` is the root that an
 origin with an AK lives on (a TPM): besides it has a chain PCR that only a reboot resets, a workload PCR and a
-start counter. The engine, its journal and its tests know only this module; `quotary_attest.tpm` implements it.
+start counter. The engine and its journal know only this module; `quotary_attest.tpm` implements it.
 
 Specification: design section 2 (chain PCR), section 3 (hardware line, TPM), section 4 (order and recovery).
 """
@@ -31,7 +31,7 @@ class RootError(Exception):
 
 
 class RootGone(RootError):  # noqa: N818 - the state reads as itself where it is caught
-    """The root cannot be reached. What the last command did is unknown: reconnect, then look at the platform."""
+    """The root cannot be reached. What the last command did is unknown: reconnect, then recover."""
 
 
 class PlatformUnknown(RootError):  # noqa: N818
