@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError
-from quotary_verifier.evidence.tpm_quote import check_extra_data, check_signer, verify_signature
+from quotary_verifier.evidence.tpm_quote import check_extra_data, check_qualified_signer, verify_signature
 from quotary_verifier.wire.tpm import (
     ClockInfo,
     NvInfo,
@@ -58,7 +58,7 @@ def verify_counter(
     attest = parse_attest(attest_bytes)
     certified = attest.require_nv()
     verify_signature(public, attest_bytes, parse_signature(signature))
-    check_signer(attest, qualified_signer)
+    check_qualified_signer(attest, qualified_signer)
     check_extra_data(attest, extra_data)
     return CounterReading(_value(certified, nv_public), attest.clock)
 

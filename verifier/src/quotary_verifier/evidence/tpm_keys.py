@@ -9,7 +9,7 @@ less.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError
@@ -68,23 +68,23 @@ def attestation_key(public: tpm.Public, genesis_parent: bytes) -> AttestationKey
     `genesis_parent` is item 6 of the genesis record (design, section 3). EvidenceError where the key may not
     attest, MalformedError where the parent is no name.
     """
-    return AttestationKey(
-        public,
-        check_ak(public, strict=_is_own(public, genesis_parent)),
-        ak_qualified_name(genesis_parent, public),
-    )
+    profile = check_ak(public)
+    if len(genesis_parent) == _HANDLE_BYTES:
+        profile = replace(profile, own=False)  # the agent's keys are children, this is a primary
+    return AttestationKey(public, profile, ak_qualified_name(genesis_parent, public))
 
 
-def check_ak(public: tpm.Public, *, strict: bool) -> AkProfile:
-    """Check that `public` may attest; `strict` demands exactly the agent's template.
+def check_ak(public: tpm.Public, *, strict: bool = False) -> AkProfile:
+    """Check that `public` may attest; `strict` demands the agent's template, and without it `own` tells.
 
     EvidenceError if the key could sign what its TPM did not make, could leave it, or is too weak.
     """
     _check_attributes(public.attributes)
     _check_scheme(public)
-    if strict:
-        _check_template(public)
-    return AkProfile(strict, _algorithm(public), _scheme_hash(public))
+    difference = _template_difference(public)
+    if strict and difference is not None:
+        raise EvidenceError(difference)
+    return AkProfile(difference is None, _algorithm(public), _scheme_hash(public))
 
 
 def ak_qualified_name(genesis_parent: bytes, public: tpm.Public) -> bytes:
@@ -101,15 +101,9 @@ def ak_qualified_name(genesis_parent: bytes, public: tpm.Public) -> bytes:
         return qualified_name(genesis_parent, public.name)
     name_algorithm(genesis_parent)
     parent = genesis_parent
-    if _is_own(public, genesis_parent):
+    if _template_difference(public) is None:
         parent = qualified_name(hierarchy_qn(RH_ENDORSEMENT), genesis_parent)
     return qualified_name(parent, public.name)
-
-
-def _is_own(public: tpm.Public, genesis_parent: bytes) -> bool:
-    curve = public.key.curve if isinstance(public.key, tpm.EccPoint) else None
-    made_to_template = public.attributes == OWN_AK_ATTRIBUTES and curve == tpm.CURVE_P256
-    return made_to_template and len(genesis_parent) != _HANDLE_BYTES
 
 
 def _check_attributes(attributes: int) -> None:
@@ -130,17 +124,16 @@ def _check_scheme(public: tpm.Public) -> None:
         raise EvidenceError(f"an rsa key of {public.key.bits} bits is too weak")
 
 
-def _check_template(public: tpm.Public) -> None:
+def _template_difference(public: tpm.Public) -> str | None:
     if public.attributes != OWN_AK_ATTRIBUTES:
-        raise EvidenceError(
-            f"attributes 0x{public.attributes:08x} are not the agent's, 0x{OWN_AK_ATTRIBUTES:08x}"
-        )
+        return f"attributes 0x{public.attributes:08x} are not the agent's, 0x{OWN_AK_ATTRIBUTES:08x}"
     curve = public.key.curve if isinstance(public.key, tpm.EccPoint) else None
     algorithms = (curve, public.scheme_hash, public.name_alg)
     if algorithms != (tpm.CURVE_P256, alg.ALG_SHA256, alg.ALG_SHA256):
-        raise EvidenceError("the key is not a p-256 key with sha-256 throughout, as the agent's keys are")
+        return "the key is not a p-256 key with sha-256 throughout, as the agent's keys are"
     if public.auth_policy:
-        raise EvidenceError("the key has a policy, which the agent's keys do not have")
+        return "the key has a policy, which the agent's keys do not have"
+    return None
 
 
 def _scheme_hash(public: tpm.Public) -> int:

@@ -64,13 +64,12 @@ def verify_quote(
     """
     attest_bytes, signature = unpack_evidence(evidence)
     attest = parse_attest(attest_bytes)
-    quote = attest.require_quote()
-    verify_signature(public, attest_bytes, parse_signature(signature))
-    check_signer(attest, qualified_signer)
+    attest.require_quote()
+    parsed = parse_signature(signature)
+    verify_signature(public, attest_bytes, parsed)
+    check_qualified_signer(attest, qualified_signer)
     check_extra_data(attest, extra_data)
-    check_selection(quote, required)
-    assert public.scheme_hash is not None  # else the signature would have failed
-    pcrs = verify_pcr_values(quote, values, public.scheme_hash)
+    pcrs = check_pcrs(attest, parsed, values, required)
     return QuotedState(pcrs, attest.clock, attest.firmware_version)
 
 
@@ -100,7 +99,7 @@ def verify_signature(public: Public, attest_bytes: bytes, signature: Signature) 
         raise EvidenceError("the signature does not verify with the attestation key") from None
 
 
-def check_signer(attest: Attest, qualified_signer: bytes) -> None:
+def check_qualified_signer(attest: Attest, qualified_signer: bytes) -> None:
     """EvidenceError unless the structure names its signer by the qualified name computed for the key."""
     if attest.qualified_signer != qualified_signer:
         raise EvidenceError(
@@ -114,6 +113,21 @@ def check_extra_data(attest: Attest, expected: bytes) -> None:
         raise ValueError(f"{len(expected)} bytes are expected in extraData, not {_EXTRA_DATA_BYTES}")
     if not hmac.compare_digest(attest.extra_data, expected):
         raise EvidenceError("extraData is not the digest that the evidence has to bind")
+
+
+def check_pcrs(
+    attest: Attest,
+    signature: Signature,
+    values: Mapping[int, bytes],
+    required: PcrSelection = OWN_SELECTION,
+) -> Mapping[int, bytes]:
+    """The quoted values of PCRs 0-15, read-only, of a quote that must cover exactly `required`.
+
+    `signature` is the verified signature: its hash also makes the PCR digest. EvidenceError otherwise.
+    """
+    quote = attest.require_quote()
+    check_selection(quote, required)
+    return verify_pcr_values(quote, values, signature.hash_alg)
 
 
 def check_selection(quote: QuoteInfo, required: PcrSelection) -> None:
