@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line `attest`: one module for each command, imported only when it runs."""
+"""The command `attest`. Each subcommand is one file, imported when it is asked for."""
+
+__version__ = "0.1.0"

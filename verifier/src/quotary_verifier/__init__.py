@@ -1,2 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offline verification of Quotary attestations: no input or output, no clock."""
+"""Offline verification of Quotary attestations.
+
+::
+
+    policy = load_policy(policy_bytes)
+    verdict = verify(attestation_bytes, Question(output_bytes, at=unix_time), policy)
+    verdict.claims
+
+`verify` returns a `Verdict`, which nothing else can make, or raises `Rejected` or `NotChecked`, whose `report` lists
+every step. The package does no input or output, reads no clock, and needs cryptography, cbor2 and PyNaCl only.
+What is not listed here carries no promise of stability.
+"""
+
+from quotary_verifier.errors import (
+    EvidenceError,
+    MalformedError,
+    NotChecked,
+    PolicyError,
+    QuotaryError,
+    Rejected,
+    UnsupportedError,
+    VerificationError,
+)
+from quotary_verifier.policy.load import load_policy
+from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.steps import Step
+from quotary_verifier.recipe.verdict import Check, CheckState, Claim, ClaimSource, Outcome, Report, Verdict
+from quotary_verifier.recipe.verify import Question, VerifiedCommit, verify, verify_in
+from quotary_verifier.wire.inband import strip
+
+__all__ = [
+    "Check",
+    "CheckState",
+    "Claim",
+    "ClaimSource",
+    "EvidenceError",
+    "MalformedError",
+    "NotChecked",
+    "Outcome",
+    "Policy",
+    "PolicyError",
+    "Question",
+    "QuotaryError",
+    "Rejected",
+    "Report",
+    "Step",
+    "UnsupportedError",
+    "Verdict",
+    "VerificationError",
+    "VerifiedCommit",
+    "load_policy",
+    "strip",
+    "verify",
+    "verify_in",
+]

@@ -71,7 +71,7 @@ def parse_log(data: bytes, *, pcr: int) -> Iterator[CelRecord]:
         if octets[0] != pcr:
             raise MalformedError(f"workload log: record {number} is for PCR {octets[0]}")
         digests, position = _take(data, position, TYPE_DIGESTS, _HEADER + 32)
-        digest, end = _take(digests, 0, ALG_SHA256, 32)
+        digest, _ = _take(digests, 0, ALG_SHA256, 32)
         content, position = _take(data, position, CONTENT_WORKLOAD, None)
         if content_digest(content) != digest:
             raise EvidenceError(f"workload log: the digest of record {number} is not that of its content")

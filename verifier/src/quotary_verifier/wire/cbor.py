@@ -33,10 +33,7 @@ def _refuse_tag(*_: object) -> NoReturn:
 
 # cbor2 builds regular expressions, dates, shared and cyclic references out of tags. None of that may run on
 # hostile input, so each tag it knows is overridden, and those it does not know go to the hook.
-_REFUSED_TAGS = {
-    tag: _refuse_tag
-    for tag in (*range(64), 100, 256, 258, 260, 261, 1004, 43000, 55799)
-}
+_REFUSED_TAGS = dict.fromkeys((*range(64), 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag)
 
 
 def encode(value: Value) -> bytes:

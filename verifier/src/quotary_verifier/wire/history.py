@@ -57,7 +57,12 @@ class CommitSupport:
         fields = cbor.Fields(value, "support of a commit")
         pcrs = fields.mapping(2, 16)
         for pcr, digest in pcrs.items():
-            if type(pcr) is not int or not 0 <= pcr <= 15 or type(digest) is not bytes or len(digest) != _DIGEST:
+            if (
+                type(pcr) is not int
+                or not 0 <= pcr <= 15
+                or type(digest) is not bytes
+                or len(digest) != _DIGEST
+            ):
                 raise MalformedError("support of a commit: a PCR entry is not a number and 32 bytes")
         certificates = fields.array(4, MAX_CERTIFICATES) if fields.has(4) else []
         if any(type(item) is not bytes or len(item) != _DIGEST for item in certificates):
@@ -74,7 +79,12 @@ class CommitSupport:
 
 
 def _named_blob(value: list[Any]) -> tuple[bytes, int]:
-    if len(value) != 2 or type(value[0]) is not bytes or len(value[0]) != _DIGEST or type(value[1]) is not int:
+    if (
+        len(value) != 2
+        or type(value[0]) is not bytes
+        or len(value[0]) != _DIGEST
+        or type(value[1]) is not int
+    ):
         raise MalformedError("a blob is not named by a digest and a number of leading bytes")
     if value[1] < 0:
         raise MalformedError("a blob's number of leading bytes is negative")

@@ -113,7 +113,7 @@ class Genesis:
         fields = cbor.Fields.artefact(
             cbor.decode(record, max_bytes=MAX_RECORD, what="genesis record"), "genesis record", KIND_GENESIS
         )
-        genesis = cls(
+        return cls(
             salt=fields.octets(2, SALT_BYTES),
             time=fields.uint(3, _MAX_TIME),
             host=check_host(fields.text(4, 255)),
@@ -121,7 +121,6 @@ class Genesis:
             tpm=_tpm_identity(fields),
             not_understood=fields.finish(),
         )
-        return genesis
 
     def origin(self, record: bytes) -> str:
         """Return the origin; `record` is the bytes this object was read from or written to."""

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attest inspect`: show what a file holds. Nothing it shows is verified, and it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quotary_cli.output import ExitCode, Failure, clean, print_json, style
+from quotary_verifier import MalformedError, QuotaryError, UnsupportedError
+
+SCHEMA = "quotary-inspect/v1"
+MAX_FILE = 64 * 1024 * 1024
+UNVERIFIED = "parsed, not verified"
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Show what FILE holds, without verifying it.
+
+    Knows attestations, records, signed notes, TPM quotes, fresh quotes, workload logs, history files, certificates,
+    enrolment files, policies, and response bodies that carry an attestation.
+    """
+    from quotary_cli.kinds import describe
+
+    if file.stat().st_size > MAX_FILE:
+        raise Failure(f"{file}: larger than {MAX_FILE >> 20} MiB", code=ExitCode.REJECTED)
+    try:
+        kind, content = describe(file.read_bytes())
+    except UnsupportedError as error:
+        raise Failure(f"{file}: {error}", code=ExitCode.NOT_CHECKED) from None
+    except (MalformedError, QuotaryError) as error:
+        raise Failure(f"{file}: {error}", code=ExitCode.REJECTED) from None
+    if as_json:
+        print_json({"schema": SCHEMA, "kind": kind, "status": UNVERIFIED, "content": content})
+        return
+    click.echo(f"{style(kind, 'white')}  {clean(str(file))}  ({UNVERIFIED})")
+    _show(content, 1)
+
+
+def _show(value: Any, depth: int) -> None:
+    pad = "  " * depth
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, (dict, list)) and item:
+                click.echo(f"{pad}{clean(str(key))}:")
+                _show(item, depth + 1)
+            else:
+                click.echo(f"{pad}{clean(str(key))}: {_scalar(item)}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            if isinstance(item, (dict, list)):
+                click.echo(f"{pad}[{number}]")
+                _show(item, depth + 1)
+            else:
+                click.echo(f"{pad}- {_scalar(item)}")
+
+
+def _scalar(value: Any) -> str:
+    if value in ({}, []):
+        return "none"
+    if value is None:
+        return "absent"
+    return clean(str(value))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `attest` and the one place where errors become messages and exit codes (design section 7)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from quotary_cli import __version__
+from quotary_cli.output import ExitCode, Failure, print_failure, wants_json
+
+_COMMANDS = {
+    "verify": ("quotary_cli.verify", "verify", "Verify outputs against their attestations and a policy."),
+    "inspect": ("quotary_cli.inspect", "inspect", "Show what a file holds, without verifying it."),
+    "agent": ("quotary_cli.agent", "agent", "Run the signing agent of an inference host."),
+    "ca": ("quotary_cli.ca", "ca", "Run a certificate authority that endorses hosts."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand only when it runs, so that `attest verify` starts fast."""
+
+    def __init__(self, *args: Any, lazy: dict[str, tuple[str, str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all subcommands, in the order they are declared."""
+        return [*self._lazy, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a subcommand, or None for a name that does not exist."""
+        if cmd_name not in self._lazy:
+            return super().get_command(ctx, cmd_name)
+        module, attribute, _ = self._lazy[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of subcommands from the table, importing none of them."""
+        rows = [(name, text) for name, (_, _, text) in self._lazy.items()]
+        rows += [(name, command.get_short_help_str()) for name, command in sorted(self.commands.items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", message="attest %(version)s")
+def cli() -> None:
+    """Prove and verify where AI outputs came from.
+
+    \b
+    Exit codes:
+      0  verified, or done
+      1  rejected: the evidence is malformed, false, or lacks something the policy requires
+      2  usage: the command line, a named file or the policy cannot be used
+      3  could not be checked: nothing is false, but a required check could not be done
+      4  TPM, agent or input/output failure
+    """
+
+
+def main() -> None:
+    """Run the command; every error ends in one message, a hint where there is one, and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command with these arguments and return its exit code."""
+    try:
+        result = cli.main(args=arguments, prog_name="attest", standalone_mode=False)
+        return result if isinstance(result, int) else ExitCode.OK
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        failure = Failure("interrupted", code=ExitCode.FAILURE)
+    except click.UsageError as error:
+        failure = Failure(_lower(error.format_message()), code=ExitCode.USAGE, hint=_usage_hint(error))
+    except click.ClickException as error:
+        failure = Failure(_lower(error.format_message()), code=ExitCode.USAGE)
+    except Failure as error:
+        failure = error
+    except BrokenPipeError:
+        # the reader of stdout went away: nothing is left to say, and Python must not try at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILURE
+    except OSError as error:
+        failure = Failure(_os_message(error), code=ExitCode.FAILURE)
+    print_failure(failure, as_json=wants_json(arguments))
+    return failure.code
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    return f"see '{error.ctx.command_path} --help'" if error.ctx is not None else "see 'attest --help'"
+
+
+def _lower(message: str) -> str:
+    text = message.strip().rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _os_message(error: OSError) -> str:
+    what = error.strerror or str(error)
+    return _lower(f"{error.filename}: {what}" if error.filename else what)

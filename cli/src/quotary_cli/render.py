@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a report is shown to people: what it comes to first, then who says what, then what was not checked."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from quotary_cli.output import clean, style
+from quotary_verifier import CheckState, Outcome, Report, Step
+from quotary_verifier.recipe.steps import ORDER, TITLES
+
+_HEADS = {
+    Outcome.VERIFIED: ("verified", "green"),
+    Outcome.REJECTED: ("rejected", "red"),
+    Outcome.COULD_NOT_CHECK: ("could not be checked", "yellow"),
+}
+_MARKS = {
+    CheckState.PASSED: ("pass", "green"),
+    CheckState.FAILED: ("FAIL", "red"),
+    CheckState.COULD_NOT_CHECK: ("????", "yellow"),
+    CheckState.NOT_CHECKED: ("  - ", "white"),
+}
+_HINTS = {
+    Step.DECODE: "this is no attestation, or it was damaged on its way",
+    Step.OUTPUT: "the file was changed, or this attestation belongs to another output",
+    Step.REQUEST: "the output answers another request than the one you named",
+    Step.NONCE: "the output answers another request, or is a replay of an older one",
+    Step.INCLUSION: "the record was altered, or never was in this host's log",
+    Step.QUOTE_CHAIN: "the quote is of another commit",
+    Step.AK_ENDORSEMENT: "ask the operator for the certificate of this host, or pin its origin in the policy",
+    Step.TPM_KIND: "set software = true under [tpm] only for tests and demonstrations",
+    Step.PLATFORM: "the host booted other firmware or software than the policy lists",
+}
+_MAIN_CLAIMS = ("host", "origin", "tpm_kind", "model", "model_weights", "state", "source", "matched", "boot")
+
+
+def render_report(name: str, report: Report, *, explain: bool) -> None:
+    """Print one report on stdout."""
+    word, colour = _HEADS[report.outcome]
+    click.echo(f"{style(word, colour, stream=sys.stdout)}  {clean(name)}")
+    if report.failing is not None:
+        step = report.failing
+        click.echo(f"  step      {ORDER[step]} {step}: {TITLES[step]}")
+        click.echo(f"  reason    {clean(report.reason)}")
+        if step in _HINTS:
+            click.echo(f"  hint      {_HINTS[step]}")
+    _claims(report, everything=explain)
+    for text in report.tolerances:
+        click.echo(f"  tolerated {clean(text)}")
+    for text in report.not_understood:
+        click.echo(f"  ignored   {clean(text)} (not understood)")
+    for text in report.notices:
+        click.echo(f"  note      {clean(text)}")
+    if explain:
+        _steps(report)
+    else:
+        _summary(report)
+
+
+def _claims(report: Report, *, everything: bool) -> None:
+    for claim in report.claims:
+        if everything or claim.name in _MAIN_CLAIMS:
+            click.echo(f"  {claim.name:<16}{clean(str(claim.value))}  [{claim.source}]")
+
+
+def _steps(report: Report) -> None:
+    for check in report.checks:
+        mark = style(*_MARKS[check.state], stream=sys.stdout)
+        detail = f" ({clean(check.detail)})" if check.detail else ""
+        click.echo(f"  {ORDER[check.step]:>2} {mark} {check.step}: {TITLES[check.step]}{detail}")
+
+
+def _summary(report: Report) -> None:
+    passed = sum(check.state is CheckState.PASSED for check in report.checks)
+    open_steps = [str(check.step) for check in report.checks if check.state is CheckState.NOT_CHECKED]
+    click.echo(f"  checks          {passed} passed; not checked: {', '.join(open_steps) or 'none'}")

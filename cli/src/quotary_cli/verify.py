@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attest verify`: verify outputs, offline, against their attestations and a policy."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quotary_cli.output import ExitCode, Failure, print_json
+from quotary_cli.render import render_report
+from quotary_verifier import (
+    MalformedError,
+    NotChecked,
+    Outcome,
+    Policy,
+    PolicyError,
+    Question,
+    Rejected,
+    Report,
+    load_policy,
+    strip,
+)
+from quotary_verifier import (
+    verify as verify_output,
+)
+
+SCHEMA = "quotary-verify/v1"
+SUFFIX = ".attestation"
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One output to verify: its name for people, its bytes, and its attestation's bytes."""
+
+    name: str
+    output: bytes
+    attestation: bytes
+
+
+@click.command()
+@click.argument(
+    "outputs", nargs=-1, required=True, metavar="OUTPUT...", type=click.Path(path_type=Path, allow_dash=True)
+)
+@click.option(
+    "--attestation",
+    "-a",
+    type=click.Path(path_type=Path, exists=True),
+    help="The attestation, or a folder of OUTPUT.attestation files (default: beside OUTPUT, or in band).",
+)
+@click.option(
+    "--policy",
+    "-p",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What you accept (TOML).",
+)
+@click.option(
+    "--request",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The request body that the output must answer.",
+)
+@click.option("--nonce", metavar="HEX", help="The nonce that you sent with the request.")
+@click.option(
+    "--at", metavar="TIME", help="Verify as of this time (RFC 3339 or seconds since 1970; default: now)."
+)
+@click.option("--exact", is_flag=True, help="Allow no tolerance in how the file's bytes are matched.")
+@click.option("--explain", is_flag=True, help="Show every step of the recipe.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(
+    outputs: tuple[Path, ...],
+    attestation: Path | None,
+    policy: Path,
+    request: Path | None,
+    nonce: str | None,
+    at: str | None,
+    exact: bool,
+    explain: bool,
+    as_json: bool,
+) -> int:
+    """Verify that each OUTPUT (a file, a folder, or - for standard input) is what an accepted host attested.
+
+    A file is tried as the response body, with or without its in-band attestation, then as the text of a choice,
+    then as that text with one more newline at its end, which counts as a tolerance.
+    """
+    rules = _load(policy)
+    moment = _time(at)
+    request_body = None if request is None else _read(request)
+    nonce_bytes = None if nonce is None else _hex(nonce)
+    results = []
+    for job in _with_progress(list(_jobs(outputs, attestation)), as_json):
+        question = Question(job.output, moment, request_body, nonce_bytes, exact)
+        results.append((job.name, _verify_one(job, question, rules)))
+    if as_json:
+        print_json(_as_json(results))
+    else:
+        for name, report in results:
+            render_report(name, report, explain=explain)
+    return _exit_code([report for _, report in results])
+
+
+def _verify_one(job: Job, question: Question, policy: Policy) -> Report:
+    try:
+        return verify_output(job.attestation, question, policy).report
+    except (Rejected, NotChecked) as outcome:
+        return outcome.report
+
+
+def _exit_code(reports: list[Report]) -> ExitCode:
+    outcomes = {report.outcome for report in reports}
+    if Outcome.REJECTED in outcomes:
+        return ExitCode.REJECTED
+    return ExitCode.NOT_CHECKED if Outcome.COULD_NOT_CHECK in outcomes else ExitCode.OK
+
+
+def _as_json(results: list[tuple[str, Report]]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "exit": int(_exit_code([report for _, report in results])),
+        "results": [{"output": name, "verdict": report.as_json()} for name, report in results],
+    }
+
+
+def _load(path: Path) -> Policy:
+    try:
+        return load_policy(_read(path))
+    except PolicyError as error:
+        raise Failure(
+            f"{path}: {error}", code=ExitCode.USAGE, hint="docs/spec/policy.md describes every key"
+        ) from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(path) == STDIN else path.read_bytes()
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}".lower(), code=ExitCode.USAGE) from None
+
+
+def _hex(text: str) -> bytes:
+    try:
+        nonce = bytes.fromhex(text)
+    except ValueError:
+        nonce = b""
+    if text != text.strip().lower() or not 8 <= len(nonce) <= 64:
+        raise Failure("--nonce takes 8 to 64 bytes in lower-case hexadecimal", code=ExitCode.USAGE)
+    return nonce
+
+
+def _time(text: str | None) -> int:
+    if text is None:
+        return int(time.time())
+    try:
+        moment = int(text) if text.isdecimal() else int(_rfc3339(text).timestamp())
+        datetime.fromtimestamp(moment, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise Failure(
+            f"--at {text}: not a time",
+            code=ExitCode.USAGE,
+            hint="for example 2026-11-23T12:00:00Z or 1795435200",
+        ) from None
+    return moment
+
+
+def _rfc3339(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("no time zone")
+    return moment
+
+
+def _jobs(outputs: tuple[Path, ...], attestation: Path | None) -> Iterator[Job]:
+    for path in outputs:
+        for file in _files(path):
+            output = _read(file)
+            yield Job(str(file), output, _attestation_of(file, output, attestation))
+
+
+def _files(path: Path) -> list[Path]:
+    if str(path) == STDIN:
+        return [path]
+    if not path.exists():
+        raise Failure(f"{path}: no such file or folder", code=ExitCode.USAGE)
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix != SUFFIX)
+    if not files:
+        raise Failure(f"{path}: the folder holds no outputs", code=ExitCode.USAGE)
+    return files
+
+
+def _attestation_of(file: Path, output: bytes, given: Path | None) -> bytes:
+    if given is not None and not given.is_dir():
+        return _read(given)
+    folder = file.parent if given is None else given
+    for candidate in (folder / (file.name + SUFFIX), folder / (file.stem + SUFFIX)):
+        if candidate.is_file():
+            return _read(candidate)
+    try:
+        embedded = strip(output)[1]
+    except MalformedError:
+        embedded = None
+    if embedded is None:
+        raise Failure(
+            f"{file}: no attestation in it and no {file.name}{SUFFIX} beside it",
+            code=ExitCode.USAGE,
+            hint="name it with --attestation, or fetch it from the host by the id in the Quotary-Output header",
+        )
+    return embedded
+
+
+def _with_progress(jobs: list[Job], as_json: bool) -> Iterator[Job]:
+    if len(jobs) < 50 or as_json or not sys.stderr.isatty():
+        yield from jobs
+        return
+    with click.progressbar(jobs, label="verifying", file=sys.stderr) as bar:
+        yield from bar

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a relying party accepts (docs/spec/policy.md). There is no verification without a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quotary_verifier.errors import PolicyError
+from quotary_verifier.pki.chain import TrustAnchors
+from quotary_verifier.tlog.note import VerifierKey
+from quotary_verifier.wire.records import Link, State
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A CA whose certificates vouch for AKs. `hosts` narrows the host names: exact, or `*.` and a suffix."""
+
+    name: str
+    anchors: TrustAnchors
+    hosts: tuple[str, ...] = ()
+
+    def speaks_for(self, host: str) -> bool:
+        """Tell whether this authority may endorse a host name."""
+        if not self.hosts:
+            return True
+        return any(
+            host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:]))
+            for pattern in self.hosts
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedModel:
+    """One model that may have served. `weights` None allows any weights of that name."""
+
+    name: str | None
+    weights: bytes | None
+    link: Link = Link.CONFIGURED
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """What shows that an output is not older than it should be.
+
+    `nonce`: the caller must give a nonce and the record must carry it. `max_age` in seconds is measured from the
+    earliest time that a witness quorum shows, or from the record's own time if `trust_host_clock`.
+    """
+
+    nonce: bool = False
+    max_age: int | None = None
+    trust_host_clock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Witnesses:
+    """The witnesses whose cosignatures count, and how many of them a quorum takes (0: none required)."""
+
+    keys: tuple[VerifierKey, ...] = ()
+    threshold: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A parsed policy. `digest` is the SHA-256 of its bytes.
+
+    Raises:
+        PolicyError: on construction, if it trusts nobody.
+    """
+
+    digest: bytes
+    description: str
+    authorities: tuple[Authority, ...]
+    pins: frozenset[str]
+    software_tpm: bool = False
+    unauthenticated_ak: bool = False
+    safe_clock: bool = False
+    pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
+    models: tuple[AllowedModel, ...] = ()
+    opaque_events: bool = True
+    states: frozenset[State] = frozenset({State.COMPLETE})
+    freshness: Freshness = Freshness()
+    witnesses: Witnesses = Witnesses()
+
+    def __post_init__(self) -> None:
+        if not self.authorities and not self.pins:
+            raise PolicyError("the policy names no authority and pins no origin: it would accept nothing")

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a verified attestation says, each claim with its source (design section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quotary_verifier.recipe.commit import CommitFacts
+from quotary_verifier.recipe.leaf import ModelFinding
+from quotary_verifier.recipe.outputs import Match
+from quotary_verifier.recipe.verdict import Claim, ClaimSource
+from quotary_verifier.wire.names import format_output_id
+from quotary_verifier.wire.records import Output, Source
+
+_HARDWARE, _MEASURED = ClaimSource.HARDWARE, ClaimSource.MEASURED
+_ENDORSED, _HOST = ClaimSource.ENDORSED, ClaimSource.HOST
+
+
+def output_claims(
+    record: Output, match: Match, model: ModelFinding | None, commit: CommitFacts
+) -> tuple[Claim, ...]:
+    """Return every claim about one output; call it only where all steps passed."""
+    return (
+        *_identity(commit),
+        *_platform(commit),
+        *_model(model),
+        *_record(record, match),
+    )
+
+
+def _identity(commit: CommitFacts) -> Iterator[Claim]:
+    endorsement = commit.endorsement
+    certificate = endorsement.certificate
+    yield Claim("host", commit.genesis.host, _HOST if certificate is None else _ENDORSED)
+    yield Claim("origin", commit.origin, _ENDORSED if endorsement.binds_origin else _HOST)
+    yield Claim("origin_pinned", endorsement.pinned, _HOST)
+    if certificate is not None:
+        yield Claim("authority", endorsement.authority, _ENDORSED)
+        yield Claim("tpm_manufacturer", certificate.tpm_manufacturer, _ENDORSED)
+        yield Claim("tpm_model", certificate.tpm_model, _ENDORSED)
+    yield _kind(commit)
+    yield Claim("ak_algorithm", commit.key.profile.algorithm, _HARDWARE)
+
+
+def _kind(commit: CommitFacts) -> Claim:
+    if commit.software:
+        return Claim("tpm_kind", f"software TPM: {commit.software}", _HOST)
+    if commit.endorsement.certificate is not None:
+        return Claim("tpm_kind", "a TPM, as the certificate says", _ENDORSED)
+    return Claim("tpm_kind", "unknown: the origin is pinned and nothing endorses its TPM", _HOST)
+
+
+def _platform(commit: CommitFacts) -> Iterator[Claim]:
+    clock = commit.attest.clock
+    yield Claim("boot", f"reset {clock.reset_count}, restart {clock.restart_count}", _HARDWARE)
+    yield Claim("tpm_clock_ms", clock.clock, _HARDWARE)
+    yield Claim("tpm_clock_safe", bool(clock.safe), _HARDWARE)
+    yield Claim("firmware_version", f"{commit.attest.firmware_version:016x}", _HARDWARE)
+    for pcr, value in sorted(commit.pcrs.items()):
+        if any(value):
+            yield Claim(f"pcr_{pcr}", value.hex(), _HARDWARE)
+    yield Claim("commit", commit.digest.hex(), _HARDWARE)
+    yield Claim("workload_epoch", commit.log.epoch, _HARDWARE)
+    for name in commit.witnessed.names:
+        yield Claim("witness", name, _ENDORSED)
+
+
+def _model(finding: ModelFinding | None) -> Iterator[Claim]:
+    if finding is None:
+        return
+    yield Claim("model", finding.claim.name, finding.source)
+    yield Claim("model_weights", finding.claim.weights.hex(), finding.source)
+    yield Claim("model_link", finding.claim.link.name.lower(), _HOST)
+    if finding.opaque:
+        yield Claim("model_event", "opaque", finding.source)
+
+
+def _record(record: Output, match: Match) -> Iterator[Claim]:
+    yield Claim("output_id", format_output_id(record.output_id), _HOST)
+    yield Claim("matched", match.key, _HARDWARE)
+    yield Claim("state", record.state.name.lower().replace("_", "-"), _HOST)
+    yield Claim("source", _SOURCES[record.source], _HOST)
+    yield Claim("time_ms", record.time, _HOST)
+    for key, value in record.context.items():
+        yield Claim(f"context.{key}", value.hex() if isinstance(value, bytes) else value, _HOST)
+
+
+_SOURCES = {
+    Source.RELAYED: "relayed by the agent's proxy",
+    Source.MIDDLEWARE: "reported by middleware inside the engine",
+    Source.SUBMITTED: "submitted by a local caller",
+}

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step `ak.endorsement`: who says that this AK lives in a TPM, and of which host and log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.pki.chain import AkEndorsement, verify_ak_chain
+from quotary_verifier.policy.model import Authority, Policy
+from quotary_verifier.recipe.witness import Witnessed
+from quotary_verifier.wire.tpm_public import Public
+
+ORIGIN_SCHEME = "quotary://"
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsement:
+    """How the AK is vouched for: by a certificate under `authority`, by a pinned origin, or both.
+
+    `binds_origin` tells whether the certificate names this log and not only its host.
+    """
+
+    pinned: bool
+    authority: str | None
+    certificate: AkEndorsement | None
+    binds_origin: bool
+
+
+def endorse(
+    policy: Policy,
+    origin: str,
+    host: str,
+    public: Public,
+    certificates: tuple[bytes, ...],
+    at: int,
+    seen: Witnessed | None,
+) -> Endorsement:
+    """Find an authority of the policy whose certificate covers the AK, or the origin among the pins.
+
+    Raises:
+        EvidenceError: neither does.
+        UnsupportedError: a certificate path uses what this verifier cannot read, and the origin is not pinned.
+    """
+    pinned = origin in policy.pins
+    if not certificates or not policy.authorities:
+        if pinned:
+            return Endorsement(True, None, None, False)
+        raise EvidenceError(
+            "no certificate endorses the AK, and the policy does not pin this origin"
+            if policy.authorities
+            else "the policy does not pin this origin"
+        )
+    problems: list[str] = []
+    unsupported = False
+    for authority in policy.authorities:
+        try:
+            certificate = _under(authority, host, public, certificates, at, seen)
+            return Endorsement(pinned, authority.name, certificate, _names_origin(certificate, origin))
+        except UnsupportedError as error:
+            unsupported = True
+            problems.append(f"{authority.name}: {error}")
+        except (EvidenceError, MalformedError) as error:
+            problems.append(f"{authority.name}: {error}")
+    if pinned:
+        return Endorsement(True, None, None, False)
+    message = "no trusted authority endorses the AK: " + "; ".join(problems)
+    raise UnsupportedError(message) if unsupported else EvidenceError(message)
+
+
+def _under(
+    authority: Authority,
+    host: str,
+    public: Public,
+    certificates: tuple[bytes, ...],
+    at: int,
+    seen: Witnessed | None,
+) -> AkEndorsement:
+    if not authority.speaks_for(host):
+        raise EvidenceError(f"the policy does not let it speak for the host {host}")
+    certificate = _at_the_right_time(authority, certificates, at, seen)
+    if certificate.spki_der != public.to_spki_der():
+        raise EvidenceError("the certificate is of another key than the AK of the genesis record")
+    if host not in certificate.dns_names:
+        raise EvidenceError(f"the certificate does not name the host {host}")
+    return certificate
+
+
+def _at_the_right_time(
+    authority: Authority, certificates: tuple[bytes, ...], at: int, seen: Witnessed | None
+) -> AkEndorsement:
+    """Check the path at the witnesses' time where there is one, else at the time argument.
+
+    A certificate issued later still vouches, as a fixedTPM key does not change: its path is then checked at the
+    time argument (design section 5).
+    """
+    now = datetime.fromtimestamp(at, UTC)
+    if seen is None or seen.time is None:
+        return verify_ak_chain(certificates, authority.anchors, now)
+    then = datetime.fromtimestamp(seen.time, UTC)
+    try:
+        return verify_ak_chain(certificates, authority.anchors, then)
+    except EvidenceError:
+        certificate = verify_ak_chain(certificates, authority.anchors, now)
+        if certificate.not_before <= then:
+            raise
+        return certificate
+
+
+def _names_origin(certificate: AkEndorsement, origin: str) -> bool:
+    """Tell whether the certificate names this log; one that names another log is false."""
+    named = [uri for uri in certificate.uris if uri.startswith(ORIGIN_SCHEME)]
+    if named and named != [ORIGIN_SCHEME + origin]:
+        raise EvidenceError("the certificate is for another log of this host")
+    return bool(named)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps that judge one leaf against a commit: inclusion, range, model, freshness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quotary_verifier.errors import EvidenceError
+from quotary_verifier.logs.workload import TYPE_MODEL, LoggedEvent
+from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.commit import CommitFacts
+from quotary_verifier.recipe.verdict import ClaimSource
+from quotary_verifier.tlog.merkle import verify_inclusion
+from quotary_verifier.wire.records import Link, ModelClaim, Output
+
+_CLOCK_SKEW = 300
+"""Seconds by which a host's clock may run ahead of the verifier's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFinding:
+    """A model claim that holds, and how far it can be relied on."""
+
+    claim: ModelClaim
+    source: ClaimSource
+    opaque: bool
+
+
+def check_inclusion(leaf: bytes, index: int, path: bytes, commit: CommitFacts) -> None:
+    """Check that the leaf is in the commit's tree; raises EvidenceError or MalformedError."""
+    checkpoint = commit.checkpoint
+    verify_inclusion(leaf, index, checkpoint.size, path, checkpoint.root)
+
+
+def check_range(index: int, commit: CommitFacts) -> None:
+    """Check that the quoted commit added the leaf: the quote speaks for no other (design section 2).
+
+    Raises:
+        EvidenceError: the leaf is history of the log, not evidence of this commit.
+    """
+    if not commit.first <= index < commit.checkpoint.size:
+        raise EvidenceError(
+            f"not-in-commit: leaf {index} is not among {commit.first} to {commit.checkpoint.size - 1},"
+            " for which this quote speaks"
+        )
+
+
+def check_model(policy: Policy, record: Output, commit: CommitFacts) -> ModelFinding | None:
+    """Check the model that the record claims against the workload log and the policy.
+
+    Raises:
+        EvidenceError: the event is not of the epoch in force, says something else, or the policy does not allow
+            this model.
+    """
+    claim = record.model
+    finding = None if claim is None else _find(policy, claim, commit)
+    if not policy.models:
+        return finding
+    if claim is None or finding is None:
+        raise EvidenceError("the policy names models, and the record claims none")
+    for allowed in policy.models:
+        if (
+            allowed.name in (None, claim.name)
+            and allowed.weights in (None, claim.weights)
+            and claim.link >= allowed.link
+        ):
+            break
+    else:
+        raise EvidenceError(
+            f"the policy allows no model {claim.name!r} with weights {claim.weights.hex()}"
+            f" and link {claim.link.name.lower()}"
+        )
+    if finding.opaque and any(allowed.weights for allowed in policy.models):
+        raise EvidenceError("the event that measured the model is opaque, so its weights are not shown")
+    return finding
+
+
+def _find(policy: Policy, claim: ModelClaim, commit: CommitFacts) -> ModelFinding:
+    logged = commit.log.find(claim.event)
+    if logged is None:
+        raise EvidenceError(f"event {claim.event} of the workload log is not of the epoch in force")
+    if logged.digest != claim.event_digest:
+        raise EvidenceError(
+            f"event {claim.event} of the workload log has another digest than the record cites"
+        )
+    if logged.event is None:
+        return ModelFinding(claim, ClaimSource.HOST, opaque=True)
+    _fits(claim, logged)
+    # A log that replays shows what its writer wrote; only pinned platform state says who the writer was.
+    measured = bool(policy.pcrs) and claim.link is not Link.CONFIGURED
+    return ModelFinding(claim, ClaimSource.MEASURED if measured else ClaimSource.HOST, opaque=False)
+
+
+def _fits(claim: ModelClaim, logged: LoggedEvent) -> None:
+    event = logged.event
+    assert event is not None
+    if event.type != TYPE_MODEL:
+        raise EvidenceError(f"event {logged.number} of the workload log measured no model")
+    if event.name != claim.name or event.digest != claim.weights:
+        raise EvidenceError(
+            f"event {logged.number} of the workload log measured another model or other weights"
+        )
+
+
+def check_state(policy: Policy, record: Output) -> None:
+    """Check that the output ended in a way that the policy accepts.
+
+    Raises:
+        EvidenceError: it did not.
+    """
+    if record.state not in policy.states:
+        state = record.state.name.lower().replace("_", "-")
+        raise EvidenceError(f"the output ended as {state}, which the policy does not accept")
+
+
+def check_freshness(policy: Policy, record: Output, commit: CommitFacts, at: int, nonce_given: bool) -> str:
+    """Check what the policy demands of freshness; return in words what showed it.
+
+    Raises:
+        EvidenceError: it is not shown, or the output is too old.
+    """
+    rule = policy.freshness
+    if rule.nonce and not nonce_given:
+        raise EvidenceError("the policy demands a nonce of the caller's, and none was given")
+    shown = "the caller's nonce" if nonce_given else ""
+    if rule.max_age is None:
+        return shown or "nothing shows when the output was made"
+    time = commit.witnessed.time
+    if time is None and rule.trust_host_clock:
+        time = record.time // 1000
+    if time is None:
+        raise EvidenceError("the policy limits the age, and no witness quorum shows a time")
+    if time > at + _CLOCK_SKEW:
+        raise EvidenceError(f"its time lies {time - at} s after the time of verification")
+    if at - time > rule.max_age:
+        raise EvidenceError(f"it is {at - time} s old, the policy allows {rule.max_age} s")
+    return shown or ("a witness quorum" if commit.witnessed.time is not None else "the host's clock")

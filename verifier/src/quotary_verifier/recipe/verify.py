@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe: verifies one output against its attestation and a policy (docs/spec/verification.md).
+
+No input or output, no clock: the time is an argument. The result is a `Verdict` that only this module can make, or
+an exception; there is no bool to misread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from quotary_verifier.errors import EvidenceError, MalformedError, NotChecked, Rejected, UnsupportedError
+from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.claims import output_claims
+from quotary_verifier.recipe.commit import CommitFacts, check_commit
+from quotary_verifier.recipe.leaf import (
+    ModelFinding,
+    check_freshness,
+    check_inclusion,
+    check_model,
+    check_range,
+    check_state,
+)
+from quotary_verifier.recipe.outputs import Match, check_nonce, check_request, match_output
+from quotary_verifier.recipe.run import NOT_ASKED, Run, Stopped
+from quotary_verifier.recipe.steps import Step
+from quotary_verifier.recipe.verdict import Outcome, Report, Verdict, in_order, make_verdict
+from quotary_verifier.wire.attestation import Attestation
+from quotary_verifier.wire.records import Output
+
+NO_WITNESS = (
+    "no witness cosigned: a host that keeps two histories across a reboot, or shows each reader another one, "
+    "would not be caught here"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a caller asks: is this output the one attested, and optionally for this request and nonce?
+
+    `at` is the time of verification in whole seconds since the epoch. `exact` allows no tolerance in how the
+    output's bytes are matched.
+    """
+
+    output: bytes
+    at: int
+    request: bytes | None = None
+    nonce: bytes | None = None
+    exact: bool = False
+
+
+def verify(attestation: bytes, question: Question, policy: Policy) -> Verdict:
+    """Verify one output in full.
+
+    Raises:
+        Rejected: something is malformed, false, or lacks what the policy requires; `report` says what.
+        NotChecked: nothing is false, but a required check could not be done.
+    """
+    return verify_in(attestation, question, policy)[0]
+
+
+def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[Verdict, VerifiedCommit]:
+    """Like `verify`; also return the verified commit, which verifies further outputs of it at a fraction of the cost.
+
+    Raises:
+        Rejected: as `verify`.
+        NotChecked: as `verify`.
+    """
+    run = Run()
+    try:
+        decoded = run.do(Step.DECODE, _decode, attestation)
+        if decoded is None:
+            raise _error(run, question, policy)
+        parsed, record = decoded
+        _not_understood(run, parsed, record)
+        match = _output_steps(run, question, policy, parsed, record)
+        commit = check_commit(run, policy, parsed, question.at)
+        if commit is None:
+            raise _error(run, question, policy)
+        model = _leaf_steps(run, question, policy, parsed, record, commit)
+    except Stopped:
+        raise _error(run, question, policy) from None
+    if run.unchecked is not None or match is None:
+        raise _error(run, question, policy)
+    verified = VerifiedCommit(policy, question.at, parsed, commit, run)
+    return make_verdict(lambda: _report(run, question, policy, record, match, model, commit)), verified
+
+
+def _decode(attestation: bytes) -> tuple[Attestation, Output]:
+    parsed = Attestation.decode(attestation)
+    return parsed, Output.decode(parsed.record)
+
+
+def _not_understood(run: Run, parsed: Attestation, record: Output) -> None:
+    run.not_understood.extend(f"attestation: key {key}" for key in parsed.not_understood)
+    run.not_understood.extend(f"record: key {key}" for key in record.not_understood)
+
+
+def _output_steps(
+    run: Run, question: Question, policy: Policy, parsed: Attestation, record: Output
+) -> Match | None:
+    match = run.do(Step.OUTPUT, _match, question, policy, record)
+    if match is not None and match.tolerance:
+        run.tolerances.append(match.tolerance)
+    if question.request is None:
+        run.skip(Step.REQUEST, NOT_ASKED)
+    else:
+        run.do(Step.REQUEST, check_request, record, parsed.request_key, question.request)
+    if question.nonce is None:
+        run.skip(Step.NONCE, NOT_ASKED)
+    else:
+        run.do(Step.NONCE, check_nonce, record, question.nonce)
+    return match
+
+
+def _match(question: Question, policy: Policy, record: Output) -> Match:
+    match = match_output(record.digests, question.output, question.exact)
+    check_state(policy, record)
+    return match
+
+
+def _leaf_steps(
+    run: Run, question: Question, policy: Policy, parsed: Attestation, record: Output, commit: CommitFacts
+) -> ModelFinding | None:
+    leaf = _leaf(parsed.record)
+    run.do(Step.INCLUSION, check_inclusion, leaf, parsed.index, parsed.path, commit)
+    run.do(Step.QUOTE_RANGE, check_range, parsed.index, commit)
+    model = run.do(Step.MODEL, check_model, policy, record, commit)
+    run.do(Step.FRESHNESS, check_freshness, policy, record, commit, question.at, question.nonce is not None)
+    return model
+
+
+def _leaf(record: bytes) -> bytes:
+    return hashlib.sha256(b"\0" + hashlib.sha256(record).digest()).digest()
+
+
+def _error(run: Run, question: Question, policy: Policy) -> Rejected | NotChecked:
+    outcome = Outcome.REJECTED if run.failing is not None else Outcome.COULD_NOT_CHECK
+    failing = run.failing or run.unchecked
+    report = Report(
+        outcome=outcome,
+        checks=in_order(run.checks),
+        at=question.at,
+        policy=policy.digest.hex(),
+        failing=failing,
+        reason=run.reason,
+        not_understood=tuple(run.not_understood),
+    )
+    kind = Rejected if run.failing is not None else NotChecked
+    return kind(f"{failing}: {run.reason}", report)
+
+
+def _report(
+    run: Run,
+    question: Question,
+    policy: Policy,
+    record: Output,
+    match: Match,
+    model: ModelFinding | None,
+    commit: CommitFacts,
+) -> Report:
+    notices = list(run.notices)
+    if not commit.witnessed.names:
+        notices.append(NO_WITNESS)
+    if commit.endorsement.certificate is not None and not commit.endorsement.binds_origin:
+        notices.append("the certificate endorses the host and its key, but does not name this log")
+    if not commit.key.profile.own:
+        notices.append("AK without auth: any process with the TPM can quote")
+    return Report(
+        outcome=Outcome.VERIFIED,
+        checks=in_order(run.checks),
+        at=question.at,
+        policy=policy.digest.hex(),
+        claims=output_claims(record, match, model, commit),
+        tolerances=tuple(run.tolerances),
+        not_understood=tuple(run.not_understood),
+        notices=tuple(notices),
+    )
+
+
+_LEAF_STEPS = frozenset(
+    {
+        Step.DECODE,
+        Step.OUTPUT,
+        Step.REQUEST,
+        Step.NONCE,
+        Step.INCLUSION,
+        Step.QUOTE_RANGE,
+        Step.MODEL,
+        Step.FRESHNESS,
+    }
+)
+
+
+class VerifiedCommit:
+    """A commit that one attestation's verification established, under one policy and at one time.
+
+    It verifies further outputs whose attestations carry the very same genesis record, note and supports, byte for
+    byte, without doing the commit's signatures again. Anything that differs is verified in full.
+    """
+
+    __slots__ = (
+        "_at",
+        "_checks",
+        "_commit",
+        "_genesis",
+        "_note",
+        "_notices",
+        "_policy",
+        "_supports",
+        "_unknown",
+    )
+
+    def __init__(self, policy: Policy, at: int, parsed: Attestation, commit: CommitFacts, run: Run) -> None:
+        self._policy = policy
+        self._at = at
+        self._commit = commit
+        self._genesis = parsed.genesis
+        self._note = parsed.note
+        self._supports = parsed.supports
+        self._checks = [check for check in run.checks if check.step not in _LEAF_STEPS]
+        self._notices = list(run.notices)
+        self._unknown = [text for text in run.not_understood if text.startswith(("genesis", "note"))]
+
+    def verify(self, attestation: bytes, question: Question) -> Verdict:
+        """Verify an output of this commit as `quotary_verifier.verify` would.
+
+        Raises:
+            Rejected: as `verify`.
+            NotChecked: as `verify`.
+        """
+        policy, commit = self._policy, self._commit
+        try:
+            parsed = Attestation.decode(attestation)
+            if not self._covers(parsed, question):
+                return verify(attestation, question, policy)
+            record = Output.decode(parsed.record)
+            match = _match(question, policy, record)
+            if question.request is not None:
+                check_request(record, parsed.request_key, question.request)
+            if question.nonce is not None:
+                check_nonce(record, question.nonce)
+            check_inclusion(_leaf(parsed.record), parsed.index, parsed.path, commit)
+            check_range(parsed.index, commit)
+            model = check_model(policy, record, commit)
+            check_freshness(policy, record, commit, question.at, question.nonce is not None)
+        except (MalformedError, EvidenceError, UnsupportedError):
+            return verify(attestation, question, policy)
+        return make_verdict(lambda: self._report(question, parsed, record, match, model))
+
+    def _covers(self, parsed: Attestation, question: Question) -> bool:
+        return (
+            parsed.note == self._note
+            and parsed.genesis == self._genesis
+            and parsed.supports == self._supports
+            and not parsed.later
+            and not parsed.boot_logs
+            and question.at == self._at
+        )
+
+    def _report(
+        self,
+        question: Question,
+        parsed: Attestation,
+        record: Output,
+        match: Match,
+        model: ModelFinding | None,
+    ) -> Report:
+        run = Run()
+        run.checks = list(self._checks)
+        run.notices = list(self._notices)
+        run.not_understood = list(self._unknown)
+        _not_understood(run, parsed, record)
+        run.passed(Step.DECODE)
+        _output_steps(run, question, self._policy, parsed, record)
+        _leaf_steps(run, question, self._policy, parsed, record, self._commit)
+        return _report(run, question, self._policy, record, match, model, self._commit)

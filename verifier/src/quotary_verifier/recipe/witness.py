@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step `witness`: which witnesses cosigned the commit's note or a later checkpoint that holds the leaf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quotary_verifier.errors import EvidenceError
+from quotary_verifier.policy.model import Policy
+from quotary_verifier.tlog.checkpoint import Checkpoint, parse_checkpoint
+from quotary_verifier.tlog.cosignature import quorum_time, verify_cosignatures
+from quotary_verifier.tlog.merkle import leaf_hash, verify_inclusion
+from quotary_verifier.tlog.note import Note, parse_note
+from quotary_verifier.wire.attestation import Attestation, LaterCheckpoint
+from quotary_verifier.wire.records import entry_of
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """The earliest quorum's time in seconds, or None; and the names of the witnesses found on any note."""
+
+    time: int | None
+    names: tuple[str, ...]
+
+
+def witnessed(
+    policy: Policy, origin: str, note: Note, checkpoint: Checkpoint, attestation: Attestation
+) -> Witnessed:
+    """Verify the cosignatures on the commit's note and on each later checkpoint.
+
+    Raises:
+        EvidenceError: a cosignature of a known witness is false, a later checkpoint does not hold the leaf, or no
+            note has the quorum that the policy requires.
+        MalformedError: a note does not parse.
+    """
+    notes = [note]
+    for later in attestation.later:
+        notes.append(_later_note(origin, checkpoint, attestation, later))
+    rule = policy.witnesses
+    times: list[int] = []
+    names: set[str] = set()
+    for candidate in notes:
+        cosignatures = verify_cosignatures(candidate, rule.keys)
+        names.update(cosignature.witness.name for cosignature in cosignatures)
+        if rule.threshold and len({item.witness.key for item in cosignatures}) >= rule.threshold:
+            times.append(quorum_time(cosignatures, rule.threshold))
+    if rule.threshold and not times:
+        raise EvidenceError(
+            f"no note has {rule.threshold} cosignatures of the policy's witnesses, found {len(names)} in all"
+        )
+    return Witnessed(min(times, default=None), tuple(sorted(names)))
+
+
+def _later_note(
+    origin: str, checkpoint: Checkpoint, attestation: Attestation, later: LaterCheckpoint
+) -> Note:
+    note = parse_note(later.note)
+    head = parse_checkpoint(note.text, origin=origin)
+    if head.size < checkpoint.size:
+        raise EvidenceError("a later checkpoint is of a smaller tree than the commit's")
+    leaf = leaf_hash(entry_of(attestation.record))
+    verify_inclusion(leaf, attestation.index, head.size, later.path, head.root)
+    return note
