@@ -4,12 +4,12 @@
     python bench/dtpm.py --listen S --swtpm S2
 
 listens on the unix sockets `S` and `S.ctrl` (use it as `swtpm:path=S`) and speaks to the swtpm behind `S2`
-and `S2.ctrl`. Each TPM2_Quote takes 100 ms longer and each TPM2_PCR_Extend 12 ms longer, figures of the middle
-of the discrete TPMs on the market. When it is ended by SIGTERM or SIGINT it prints one JSON object: how many
-commands of each code it passed on. It says `ready` on stderr when it listens.
+and `S2.ctrl`. Each TPM2_Quote takes 100 ms longer and each TPM2_PCR_Extend 12 ms longer, as on discrete TPMs
+of the market's middle. It says `ready` on stderr when it listens. When SIGTERM or SIGINT ends it, it prints
+one JSON object: how many commands of each code it passed on.
 
-It is a process of its own, so that its work does not count as the agent's. The class `Switchboard` also serves
-the integration tests: several clients share a TPM through it, as they share a device.
+It is a process of its own, so that its work does not count as the agent's. The class `Switchboard` serves the
+integration tests too: several clients share a TPM through it, as they share a device.
 """
 
 from __future__ import annotations
@@ -126,14 +126,18 @@ class Switchboard:
             self.counts[code] += 1
             if delay := self.delays.get(code):
                 time.sleep(delay)
-            try:
-                if self._tpm is None:
-                    self._tpm = _connect(self.upstream)
-                self._tpm.sendall(command)
-                return receive_message(self._tpm)
-            except (OSError, Closed):
-                self._hang_up()
-                raise
+            return self.exchange(command)
+
+    def exchange(self, command: bytes) -> bytes:
+        """Pass a command on, now: for `answer`, which is called when it is this client's turn already."""
+        try:
+            if self._tpm is None:
+                self._tpm = _connect(self.upstream)
+            self._tpm.sendall(command)
+            return receive_message(self._tpm)
+        except (OSError, Closed):
+            self._hang_up()
+            raise
 
     def _hang_up(self) -> None:
         if self._tpm is not None:

@@ -4,8 +4,8 @@
 `Tpm` is what the fixture `tpm` hands out. It has two parts:
 
 - a *machine*: where the TPM runs. `Machine` says what that must offer; `quotary_attest.tpm.emulator.Emulator`
-  (a local swtpm process) offers it. A *provider* makes machines; `PROVIDERS` lists them by the name that
-  `--tpm-provider` takes, and another one is added there, with `make(folder, template)`.
+  (a local swtpm process) offers it, and so does `container_tpm.ContainerMachine`. A *provider* makes machines
+  out of a folder and the template state; the fixture `tpm_provider` chooses it by `--tpm-provider`.
 - a `Switchboard` (bench/dtpm.py), a unix socket that passes commands to the machine. It lets several clients
   share the TPM as they share a device, counts commands, cuts the transport, and injects answers.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -72,7 +72,17 @@ def process_machine(folder: Path, template: Path) -> Machine:
     return Emulator(folder / "tpm-state")
 
 
-PROVIDERS: dict[str, Callable[[Path, Path], Machine]] = {"process": process_machine}
+def extend_command(pcr: int, digest: bytes) -> bytes:
+    """TPM2_PCR_Extend of the SHA-256 bank with an empty password."""
+    password = bytes.fromhex("00000009 40000009 0000 00 0000")
+    body = pcr.to_bytes(4, "big") + password + bytes.fromhex("00000001 000b") + digest
+    return HEADER.pack(0x8002, HEADER.size + len(body), CC_PCR_EXTEND) + body
+
+
+def _succeed(response: bytes) -> bytes:
+    """The parameters of a response; an assertion that it is no error."""
+    assert HEADER.unpack_from(response)[2] == 0, f"the tpm answered {response.hex()}"
+    return response[HEADER.size :]
 
 
 class Tpm:
@@ -84,6 +94,7 @@ class Tpm:
         self.board = Switchboard(machine.socket.with_name("board"), machine.socket, answer=self._answer)
         self.board.start()
         self._injected: list[tuple[int, int]] = []
+        self._before: dict[int, list[bytes]] = {}
 
     @property
     def tcti(self) -> str:
@@ -107,7 +118,13 @@ class Tpm:
         """Let the next `times` commands of a code fail with `rc`; they do not reach the TPM."""
         self._injected += [(code, rc)] * times
 
+    def before(self, code: int, *commands: bytes) -> None:
+        """Send `commands` ahead of the next ones of a code, one ahead of each: somebody else was faster."""
+        self._before.setdefault(code, []).extend(commands)
+
     def _answer(self, code: int, _command: bytes) -> bytes | None:
+        if waiting := self._before.get(code):
+            _succeed(self.board.exchange(waiting.pop(0)))
         for entry in self._injected:
             if entry[0] == code:
                 self._injected.remove(entry)
@@ -117,9 +134,11 @@ class Tpm:
     def command(self, code: int, parameters: bytes = b"") -> bytes:
         """Send a raw command without sessions; raises AssertionError unless it succeeds."""
         message = HEADER.pack(0x8001, HEADER.size + len(parameters), code) + parameters
-        response = self.board.send(message)
-        assert HEADER.unpack_from(response)[2] == 0, f"command 0x{code:x}: {response.hex()}"
-        return response[HEADER.size :]
+        return _succeed(self.board.send(message))
+
+    def extend(self, pcr: int, digest: bytes) -> None:
+        """Extend a PCR as another program would."""
+        _succeed(self.board.send(extend_command(pcr, digest)))
 
     def reset(self) -> None:
         """A reboot: TPM2_Shutdown(CLEAR), reset line, TPM2_Startup(CLEAR). Connections stay open."""

@@ -41,21 +41,35 @@ class ImaEntry:
     end: int
 
 
-def entries(log: bytes) -> Iterator[ImaEntry]:
-    """Parse entries; one that is not complete yet, or not well formed, ends the iteration."""
+def digest_size(log: bytes) -> int:
+    """The size of the template hashes in a log: 20 in the usual file, more in the newer per-hash files.
+
+    A log does not say it; the first entry's template name shows which size fits. 20 where none does.
+    """
+    for size in (20, 32, 48, 64):
+        length = int.from_bytes(log[4 + size : 8 + size], "little")
+        name = log[8 + size : 8 + size + length]
+        if 0 < length <= _MAX_NAME and len(name) == length and name.isascii() and name.decode().isprintable():
+            return size
+    return 20
+
+
+def entries(log: bytes, size: int = 20) -> Iterator[ImaEntry]:
+    """Parse entries with template hashes of `size` bytes; one that is not complete yet, or not well formed,
+    ends the iteration."""
     at = 0
-    while (entry := _entry(log, at)) is not None:
+    while (entry := _entry(log, at, size)) is not None:
         yield entry
         at = entry.end
 
 
-def _entry(log: bytes, at: int) -> ImaEntry | None:
-    if len(log) < at + 28:
+def _entry(log: bytes, at: int, size: int) -> ImaEntry | None:
+    if len(log) < at + size + 8:
         return None
     pcr = int.from_bytes(log[at : at + 4], "little")
-    template_hash = log[at + 4 : at + 24]
-    name_size = int.from_bytes(log[at + 24 : at + 28], "little")
-    at += 28 + name_size
+    template_hash = log[at + 4 : at + 4 + size]
+    name_size = int.from_bytes(log[at + 4 + size : at + 8 + size], "little")
+    at += size + 8 + name_size
     if name_size > _MAX_NAME or len(log) < at + 4:
         return None
     legacy = log[at - name_size : at] == b"ima"
@@ -64,9 +78,9 @@ def _entry(log: bytes, at: int) -> ImaEntry | None:
         return None
     first, end = span
     data = _legacy_data(log[first:end]) if legacy else log[first:end]
-    if template_hash == bytes(20):
+    if template_hash == bytes(size):
         return ImaEntry(pcr, _VIOLATION, _VIOLATION, end)
-    return ImaEntry(pcr, hashlib.sha256(data).digest(), template_hash.ljust(32, b"\0"), end)
+    return ImaEntry(pcr, hashlib.sha256(data).digest(), template_hash[:32].ljust(32, b"\0"), end)
 
 
 def _counted_span(log: bytes, at: int) -> tuple[int, int] | None:
@@ -99,6 +113,8 @@ class ImaReplay:
         self._offset = 0
         self._replayed: dict[int, bytes] = {}
         self._padded = False
+        self._size = 20
+        self._hopeless = False
 
     def fit(
         self, pcrs: Mapping[int, bytes], fits: Callable[[Mapping[int, bytes]], bool]
@@ -110,11 +126,13 @@ class ImaReplay:
         """
         if not self._locate(pcrs):
             return None
-        values = dict(pcrs)
-        for entry in entries(self._tail()):
+        values, touched = dict(pcrs), set(self._replayed)
+        for entry in entries(self._tail(), self._size):
             self._extend(values, entry)
+            touched.add(entry.pcr)
             if fits(values):
-                self._advance(entry.end, values)
+                self._offset += entry.end
+                self._replayed = {pcr: values[pcr] for pcr in touched & values.keys()}
                 return values
         return None
 
@@ -128,36 +146,39 @@ class ImaReplay:
             return b""
 
     def _locate(self, pcrs: Mapping[int, bytes]) -> bool:
-        """Go to the prefix whose replay gives `pcrs`: where we are, further on, or counted from the start."""
-        if self._replayed and self._matches(pcrs):
+        """Go to the prefix whose replay gives `pcrs`: where we are, further on, or counted from the start.
+
+        A whole log that does not lead there (the kernel was started by another kernel and the log was not
+        handed over) is not tried again: it would cost every commit.
+        """
+        if self._replayed and (self._matches(pcrs) or self._search(pcrs)):
             return True
-        if self._replayed and self._search(pcrs):
-            return True
-        for self._padded in (False, True):
-            self._offset, self._replayed = 0, {}
+        for padded in () if self._hopeless else (False, True):
+            self._padded, self._offset, self._replayed = padded, 0, {}
             if self._search(pcrs):
                 return True
+        self._hopeless = self._hopeless or self._path.exists()
         self._offset, self._replayed = 0, {}
         return False
 
     def _search(self, pcrs: Mapping[int, bytes]) -> bool:
+        """Replay from the present place until the values are `pcrs`."""
+        log = self._tail()
+        if self._offset == 0:
+            self._size = digest_size(log)
         values = dict.fromkeys(pcrs, bytes(32)) | self._replayed
-        start = dict(self._replayed)
-        for entry in entries(self._tail()):
+        replayed = dict(self._replayed)
+        for entry in entries(log, self._size):
             self._extend(values, entry)
-            start[entry.pcr] = values.get(entry.pcr, b"")
-            if all(start[pcr] == pcrs.get(pcr, b"") for pcr in start):
+            replayed[entry.pcr] = values.get(entry.pcr, b"")
+            if all(pcrs.get(pcr, b"") == value for pcr, value in replayed.items()):
                 self._offset += entry.end
-                self._replayed = start
+                self._replayed = replayed
                 return True
         return False
 
     def _matches(self, pcrs: Mapping[int, bytes]) -> bool:
         return all(pcrs.get(pcr) == value for pcr, value in self._replayed.items())
-
-    def _advance(self, size: int, values: Mapping[int, bytes]) -> None:
-        self._offset += size
-        self._replayed = {pcr: values[pcr] for pcr in values if pcr in self._replayed}
 
     def _extend(self, values: dict[int, bytes], entry: ImaEntry) -> None:
         if entry.pcr in values:

@@ -16,12 +16,12 @@ os.environ.setdefault("TSS2_LOG", "all+none")
 
 try:
     import tpm2_pytss as lib
-    from tpm2_pytss.internal.templates import ek_template
     from tpm2_pytss.TSS2_Exception import TSS2_Exception
+    from tpm2_pytss.utils import NoSuchIndex, create_ek_template
 except (ImportError, RuntimeError) as error:  # RuntimeError: headers and libraries of different versions
     raise TpmUnsupported(
         f"the tpm library cannot be loaded: {error}",
         hint="apt install libtss2-dev gcc python3-dev pkg-config, then pip install 'quotary-attest[tpm]'",
     ) from error
 
-__all__ = ["TSS2_Exception", "ek_template", "lib"]
+__all__ = ["NoSuchIndex", "TSS2_Exception", "create_ek_template", "lib"]
