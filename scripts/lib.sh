@@ -120,7 +120,12 @@ install_venv() {
     fi
     rm -f "$VENV/.quotary-stamp"
     say "installing requirements.lock into .venv (a minute or two)"
-    run_quietly pip-lock "$VENV/bin/python" -m pip install -q --require-hashes -r "$ROOT/requirements.lock"
+    # tpm2-pytss is built from source, with what the first step installed and not with what pip would fetch for it.
+    local wheels="$CACHE/requirements-wheels.lock"
+    awk '/^[^ #]/ { source = /^tpm2-pytss==/ } !source' "$ROOT/requirements.lock" >"$wheels"
+    run_quietly pip-wheels "$VENV/bin/python" -m pip install -q --require-hashes --only-binary :all: -r "$wheels"
+    run_quietly pip-lock "$VENV/bin/python" -m pip install -q --require-hashes --no-build-isolation \
+        -r "$ROOT/requirements.lock"
     say "installing the members, editable"
     run_quietly pip-members "$VENV/bin/python" -m pip install -q --no-deps --no-build-isolation \
         "${MEMBERS[@]/#/-e$ROOT/}"
