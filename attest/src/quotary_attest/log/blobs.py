@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published files beside the tree: blobs named by their SHA-256, and cosigned notes named by their size.
+
+Blobs are certificates, workload and boot logs, and the records that are public: genesis, boot, statement. A name
+is 64 lower-case hexadecimal digits or a canonical decimal number, checked before it becomes a path.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from quotary_attest.log.durable import make_folder, read_file, replace_file
+from quotary_attest.log.errors import DamagedError, NotFound
+from quotary_verifier.wire.limits import MAX_BOOT_LOG, MAX_EVENT, MAX_EVENTS, MAX_NOTE
+
+_HEX: Final = re.compile(r"[0-9a-f]{64}")
+_SIZE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
+_MAX_BLOB: Final = max(MAX_BOOT_LOG, MAX_EVENT * MAX_EVENTS)
+
+
+class Blobs:
+    """The folders `blob/<2 hex>/<64 hex>` and `cosigned/<size>`. Safe to use from any thread."""
+
+    __slots__ = ("_blobs", "_cosigned")
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folders below `folder`, creating them."""
+        self._blobs = folder / "blob"
+        self._cosigned = folder / "cosigned"
+        make_folder(self._blobs)
+        make_folder(self._cosigned)
+
+    def put(self, data: bytes) -> bytes:
+        """Store a blob, durable when this returns, and return its SHA-256. Storing it again is cheap."""
+        digest = sha256(data).digest()
+        path = self._path(digest.hex())
+        if not path.exists() or read_file(path, max_bytes=len(data) + 1) != data:
+            make_folder(path.parent)
+            replace_file(path, data)
+        return digest
+
+    def get(self, name: str) -> bytes:
+        """Return the blob of this SHA-256 in hexadecimal digits.
+
+        Raises NotFound for a name that is no such text or no blob's, DamagedError where the bytes are not those.
+        """
+        if not _HEX.fullmatch(name):
+            raise NotFound("a blob is named by 64 lower-case hexadecimal digits")
+        data = read_file(self._path(name), max_bytes=_MAX_BLOB)
+        if data is None:
+            raise NotFound(f"there is no blob {name}")
+        if sha256(data).hexdigest() != name:
+            raise DamagedError(f"blob {name} does not have the bytes that its name says")
+        return data
+
+    def put_cosigned(self, size: int, note: bytes) -> None:
+        """Store the cosigned note of the checkpoint of `size`, in place of an earlier copy, durable."""
+        replace_file(self._cosigned / str(size), note)
+
+    def cosigned(self, size: str) -> bytes:
+        """Return the cosigned note of a size in decimal digits. Raises NotFound where there is none."""
+        if not _SIZE.fullmatch(size):
+            raise NotFound("a cosigned note is named by the size of its checkpoint")
+        data = read_file(self._cosigned / size, max_bytes=MAX_NOTE)
+        if data is None:
+            raise NotFound(f"there is no cosigned note of size {size}")
+        return data
+
+    def _path(self, name: str) -> Path:
+        return self._blobs / name[:2] / name

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records in SQLite: found by output id or leaf index, deleted by age.
+
+Write-ahead log, one connection that writes and one that reads, so that a reader never waits for a writer. A
+transaction is not fsynced as such; `sync` makes all of them durable together, with the number of leaves up to
+which nothing needs a journal any more. A table of spans, one row a batch, finds old records without an index on
+time. Ids are indexed but not unique: if a caller ever reused one, the first output keeps it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+from quotary_attest.log.durable import fsync_folder, open_file
+from quotary_attest.log.errors import DamagedError, NotFound, StorageFailed, StorageFull
+from quotary_attest.log.journal import StagedBatch
+
+_SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE output (idx INTEGER PRIMARY KEY, id BLOB, time INTEGER NOT NULL, record BLOB NOT NULL,
+                     request_key BLOB);
+CREATE INDEX output_id ON output (id) WHERE id IS NOT NULL;
+CREATE TABLE span (start INTEGER PRIMARY KEY, size INTEGER NOT NULL, oldest INTEGER NOT NULL,
+                   newest INTEGER NOT NULL);
+CREATE TABLE state (durable INTEGER NOT NULL);
+"""
+_WAL_LIMIT: Final = 64 << 20
+_CACHE_KIB: Final = 8192
+_BY_ID: Final = "SELECT idx, time, record, request_key FROM output WHERE id = ? ORDER BY idx LIMIT 1"
+_BY_INDEX: Final = "SELECT idx, time, record, request_key FROM output WHERE idx = ?"
+_BETWEEN: Final = "SELECT idx, time, record, request_key FROM output WHERE idx >= ? AND idx < ? ORDER BY idx"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record as it was staged: leaf index, time in milliseconds, bytes, and the request key if it has one."""
+
+    index: int
+    time: int
+    record: bytes
+    request_key: bytes | None
+
+
+class Records:
+    """The database `records.sqlite`. One thread at a time writes; reading is safe from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the database, creating it. Raises DamagedError where the file is something else."""
+        self._path = path
+        if (
+            not path.exists()
+        ):  # so that its owner only can read it; SQLite gives its other files the same mode
+            os.close(open_file(path, create=True))
+        with self._typed("open"):
+            self._writer = _connect(path)
+            self._prepare()
+            self._reader = _connect(path)
+            self._reader.execute("PRAGMA query_only = ON")
+        fsync_folder(path.parent)
+        self._reading = Lock()
+
+    def _prepare(self) -> None:
+        run = self._writer.execute
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = NORMAL")
+        run("PRAGMA wal_autocheckpoint = 0")
+        run(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
+        run("PRAGMA secure_delete = ON")
+        (version,) = run("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._writer.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT")
+        elif version != _SCHEMA_VERSION:
+            raise DamagedError(f"records.sqlite has version {version}, this agent knows {_SCHEMA_VERSION}")
+
+    @property
+    def durable(self) -> int | None:
+        """The number of leaves that `sync` last recorded; None in a database that never saw one."""
+        row = self._one("SELECT durable FROM state")
+        return None if row is None else int(row[0])
+
+    def insert(self, batch: StagedBatch) -> None:
+        """Insert the rows of a batch in one transaction; rows of the same leaves are replaced. Not fsynced."""
+        rows = zip(
+            count(batch.start),
+            batch.output_ids,
+            batch.times,
+            batch.records,
+            batch.request_keys,
+            strict=False,
+        )
+        span = (batch.start, batch.size, min(batch.times), max(batch.times))
+        with self._typed("write"), self._transaction() as run:
+            self._writer.executemany("INSERT OR REPLACE INTO output VALUES (?, ?, ?, ?, ?)", rows)
+            run("INSERT OR REPLACE INTO span VALUES (?, ?, ?, ?)", span)
+
+    def sync(self, durable: int) -> None:
+        """Make every row durable and record with them that `durable` leaves need no journal any more."""
+        with self._typed("fsync"):
+            # FULL: the commit of this transaction fsyncs the write-ahead log, and with it all earlier ones
+            self._writer.execute("PRAGMA synchronous = FULL")
+            try:
+                with self._transaction() as run:
+                    run("DELETE FROM state")
+                    run("INSERT INTO state VALUES (?)", (durable,))
+            finally:
+                self._writer.execute("PRAGMA synchronous = NORMAL")
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def expire(self, before: int) -> int:
+        """Delete the records of outputs older than `before` milliseconds and return how many; all others stay.
+
+        One short transaction for each batch that holds such a record; then the write-ahead log is emptied, so
+        that no copy of a deleted record is left in the database's files unless a reader is in its way.
+        """
+        deleted = 0
+        with self._typed("write"):
+            for start, size, newest in self._old_spans(before):
+                with self._transaction() as run:
+                    deleted += run(
+                        "DELETE FROM output WHERE idx >= ? AND idx < ? AND time < ? AND id IS NOT NULL",
+                        (start, size, before),
+                    ).rowcount
+                    if newest < before:
+                        run("DELETE FROM span WHERE start = ?", (start,))
+                    else:
+                        run("UPDATE span SET oldest = ? WHERE start = ?", (before, start))
+            if deleted:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return deleted
+
+    def _old_spans(self, before: int) -> list[tuple[int, int, int]]:
+        query = "SELECT start, size, newest FROM span WHERE oldest < ? ORDER BY start"
+        return self._writer.execute(query, (before,)).fetchall()
+
+    def by_id(self, output_id: bytes) -> StoredRecord:
+        """Return the record of an output. Raises NotFound where none is stored, or no more."""
+        return self._stored(_BY_ID, output_id, "there is no record of this output")
+
+    def by_index(self, index: int) -> StoredRecord:
+        """Return the record of a leaf. Raises NotFound where none is stored, or no more."""
+        return self._stored(_BY_INDEX, index, f"there is no record of leaf {index}")
+
+    def _stored(self, query: str, key: bytes | int, absent: str) -> StoredRecord:
+        row = self._one(query, key)
+        if row is None:
+            raise NotFound(absent)
+        return StoredRecord(*row)
+
+    def between(self, first: int, end: int) -> list[StoredRecord]:
+        """Return the stored records of the leaves [first, end), in order."""
+        with self._typed("read"), self._reading:
+            rows = self._reader.execute(_BETWEEN, (first, end)).fetchall()
+        return [StoredRecord(*row) for row in rows]
+
+    def _one(self, query: str, *values: bytes | int) -> Any:
+        with self._typed("read"), self._reading:
+            # fetchall ends the statement, and with it the snapshot that would hold up a checkpoint
+            rows = self._reader.execute(query, values).fetchall()
+        return rows[0] if rows else None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._writer.execute
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _typed(self, action: str) -> Iterator[None]:
+        """Turn SQLite's errors into the log's."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            message = f"cannot {action} {self._path.name}: {error}"
+            if code == sqlite3.SQLITE_FULL:
+                raise StorageFull(
+                    message, hint="free space on the file system of the state folder"
+                ) from error
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise DamagedError(message) from error
+            raise StorageFailed(message) from error
+
+    def close(self) -> None:
+        """Close both connections."""
+        with self._typed("close"):
+            self._reader.close()
+            self._writer.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    return connection
