@@ -13,6 +13,7 @@ from typing import Any
 from quotary_verifier.errors import MalformedError, PolicyError
 from quotary_verifier.logs.cel import parse_log
 from quotary_verifier.logs.workload import WorkloadEvent, read_log
+from quotary_verifier.pki.anchors import UNREADABLE
 from quotary_verifier.tlog.checkpoint import parse_checkpoint
 from quotary_verifier.tlog.note import parse_note
 from quotary_verifier.wire import cbor
@@ -298,7 +299,7 @@ def _certificates(data: bytes) -> Content:
             if data[:1] == b"-"
             else [x509.load_der_x509_certificate(data)]
         )
-    except ValueError as error:
+    except UNREADABLE as error:
         raise MalformedError(f"not a certificate: {error}") from None
     return {"certificates": [_certificate(item) for item in found]}
 
@@ -325,7 +326,7 @@ def _certificate(certificate: Any) -> Content:
         ]
     except x509.ExtensionNotFound:
         content["names"] = []
-    except ValueError as error:
+    except UNREADABLE as error:
         raise MalformedError(f"the certificate's extensions do not parse: {error}") from None
     return content
 

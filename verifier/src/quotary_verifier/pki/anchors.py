@@ -29,6 +29,16 @@ _PEM_BLOCK: Final = re.compile(
 _MAX_BUNDLE: Final = 1 << 22
 
 
+UNREADABLE: Final = (
+    ValueError,
+    Warning,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for a certificate that it cannot read; three of them are no ValueError."""
+
+
 @dataclass(frozen=True, slots=True)
 class CaCertificate:
     """A CA certificate that was read.
@@ -130,7 +140,7 @@ def read_ca_certificate(der: bytes) -> CaCertificate:
         _check_ca(certificate)
         root = _signs_itself(certificate, mended.signed)
         subject = _subject(certificate)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (*UNREADABLE, UnsupportedAlgorithm) as error:
         raise MalformedError(f"a ca certificate cannot be read: {error}") from None
     return CaCertificate(certificate, hashlib.sha256(der).digest(), subject, root, mended.faults)
 

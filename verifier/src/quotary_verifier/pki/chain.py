@@ -21,7 +21,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.verification import PolicyBuilder, VerificationError, VerifiedClient
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
-from quotary_verifier.pki.anchors import Bundle, CaCertificate, TrustAnchors, Unreadable, load_bundle
+from quotary_verifier.pki.anchors import (
+    UNREADABLE,
+    Bundle,
+    CaCertificate,
+    TrustAnchors,
+    Unreadable,
+    load_bundle,
+)
 from quotary_verifier.pki.lenient import mend
 from quotary_verifier.pki.profiles import LeafProfile, ca_policy, leaf_policy
 
@@ -179,7 +186,7 @@ def _build(
         return builder.build_client_verifier().verify(leaf, others)
     except VerificationError as error:
         raise EvidenceError(f"the certificate path does not hold: {error}") from None
-    except (ValueError, Warning) as error:
+    except UNREADABLE as error:
         raise MalformedError(f"a certificate cannot be read: {error}") from None
 
 
@@ -188,7 +195,7 @@ def _load(der: bytes) -> x509.Certificate:
         raise MalformedError(f"a certificate of {len(der)} bytes is too large")
     try:
         return x509.load_der_x509_certificate(der)
-    except (ValueError, Warning) as error:
+    except UNREADABLE as error:
         faults = mend(der).faults
         if faults:  # tolerated in a root, whose own signature proves nothing, and nowhere else
             raise UnsupportedError(f"a certificate cannot be verified: {', '.join(faults)}") from None
@@ -198,7 +205,7 @@ def _load(der: bytes) -> x509.Certificate:
 def _leaf_key(leaf: x509.Certificate) -> bytes:
     try:
         key = leaf.public_key()
-    except (UnsupportedAlgorithm, ValueError) as error:
+    except (*UNREADABLE, UnsupportedAlgorithm) as error:
         raise UnsupportedError(f"the key of a certificate cannot be read: {error}") from None
     if isinstance(key, rsa.RSAPublicKey):
         if key.key_size < _MIN_RSA_BITS:
