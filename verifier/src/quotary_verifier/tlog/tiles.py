@@ -80,7 +80,7 @@ def parse_numbered_path(path: str) -> tuple[int, int]:
         raise MalformedError("the path is not a number in groups of three digits")
     number = int(match[1].replace("x", "").replace("/", ""))
     width = int(match[2]) if match[2] else TILE_WIDTH
-    if number > MAX_TREE_SIZE or width > TILE_WIDTH or numbered_path(number, width) != path:
+    if numbered_path(number, width) != path:
         raise MalformedError("the path is not the canonical one of its number and width")
     return number, width
 
@@ -139,7 +139,7 @@ def decode_bundle(data: bytes, width: int) -> tuple[bytes, ...]:
     start = 0
     while start < len(data):
         end = start + 2 + int.from_bytes(data[start : start + 2], "big")
-        if start + 2 > len(data) or end > len(data):
+        if end > len(data):
             raise MalformedError("the entry bundle ends within an entry")
         entries.append(data[start + 2 : end])
         start = end
