@@ -10,6 +10,7 @@ import click
 from quotary_cli.output import clean, style
 from quotary_verifier import CheckState, Outcome, Report, Step
 from quotary_verifier.recipe.steps import ORDER, TITLES
+from quotary_verifier.recipe.verdict import NOT_REACHED
 
 _HEADS = {
     Outcome.VERIFIED: ("verified", "green"),
@@ -74,5 +75,9 @@ def _steps(report: Report) -> None:
 
 def _summary(report: Report) -> None:
     passed = sum(check.state is CheckState.PASSED for check in report.checks)
-    open_steps = [str(check.step) for check in report.checks if check.state is CheckState.NOT_CHECKED]
-    click.echo(f"  checks          {passed} passed; not checked: {', '.join(open_steps) or 'none'}")
+    left = [
+        str(check.step)
+        for check in report.checks
+        if check.state is CheckState.NOT_CHECKED and check.detail != NOT_REACHED
+    ]
+    click.echo(f"  checks    {passed} passed; not checked: {', '.join(left) or 'none'} (--explain shows all)")

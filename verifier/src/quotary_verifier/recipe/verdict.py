@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NoReturn
 
 from quotary_verifier.recipe.steps import ORDER, TITLES, Step
 
 SCHEMA: Final = "quotary-verdict/v1"
+NOT_REACHED: Final = "not reached"
 
 
 class CheckState(StrEnum):
@@ -110,7 +111,7 @@ class Report:
 def in_order(checks: Iterable[Check]) -> tuple[Check, ...]:
     """Return the checks in the recipe's order, with every step that was not reached as *not checked*."""
     by_step = {check.step: check for check in checks}
-    return tuple(by_step.get(step) or Check(step, CheckState.NOT_CHECKED, "not reached") for step in Step)
+    return tuple(by_step.get(step) or Check(step, CheckState.NOT_CHECKED, NOT_REACHED) for step in Step)
 
 
 _TOKEN: Final = object()
@@ -156,18 +157,3 @@ class Verdict:
 def make_verdict(make: Callable[[], Report]) -> Verdict:
     """Make a verdict; for the recipe only, and not exported from the package."""
     return Verdict(_TOKEN, make)
-
-
-@dataclass(slots=True)
-class Checks:
-    """The checks of a verification under way."""
-
-    done: list[Check] = field(default_factory=list)
-
-    def passed(self, step: Step, detail: str = "") -> None:
-        """Note that a step passed."""
-        self.done.append(Check(step, CheckState.PASSED, detail))
-
-    def skipped(self, step: Step, why: str) -> None:
-        """Note that a step was not done, and why that is no failure."""
-        self.done.append(Check(step, CheckState.NOT_CHECKED, why))
