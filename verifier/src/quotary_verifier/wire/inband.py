@@ -59,7 +59,7 @@ def insert(body: bytes, attestation: bytes) -> bytes | None:
         end = object_place(body)
         return None if end is None else body[:end] + object_span(attestation) + body[end:]
     place = stream_place(body)
-    head = None if place is None else _last_head(body, place)
+    head = None if place is None else last_head(body, place)
     if place is None or head is None:
         return None
     return body[:place] + stream_span(head, attestation) + body[place:]
@@ -169,7 +169,7 @@ def _strip_stream(body: bytes) -> tuple[bytes, bytes | None]:
     if mark >= 0 and event.endswith(_SPAN_END):
         head = event[: mark + len(_SPAN_ATTESTATION)]
         attestation = _canonical(event[len(head) : -len(_SPAN_END)])
-        if attestation is not None and head == _last_head(body, start):
+        if attestation is not None and head == last_head(body, start):
             return body[:start] + body[place:], attestation
     if _names_attestation(_event_data(event)):
         raise MalformedError(
@@ -201,8 +201,8 @@ def _names_attestation(data: bytes) -> bool:
         return False
 
 
-def _last_head(body: bytes, end: int) -> bytes | None:
-    """Return the span's head from the last line of `body[:end]` that is a chunk to copy from."""
+def last_head(body: bytes, end: int) -> bytes | None:
+    """Return the `span_head` of the last line of `body[:end]` that has one; `body` begins at the start of a line."""
     stop = end
     while True:
         at = body.rfind(b"\n" + CHUNK_START, 0, stop)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What serving asks of the agent, so that it can be tested and used without one. `quotary_attest.agent.Agent` has it.
+
+All methods but the first three may wait for the hardware. They raise the errors of `quotary_attest.engine.errors`:
+Unavailable where nothing can be attested now, Busy where the queue is full, UnknownOutput, NotServed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from quotary_attest.engine.outputs import Delivered, NewOutput
+
+
+class LogReader(Protocol):
+    """The published side of the log."""
+
+    def serve(self, path: str) -> bytes:
+        """Return what is published at `checkpoint`, `tile/…`, `history/…`, `blob/…` or `cosigned/…`.
+
+        Raises `quotary_attest.log.errors.NotFound`. Called in a thread.
+        """
+        ...
+
+
+class Attester(Protocol):
+    """An agent, as the proxy and the local interface see it."""
+
+    def new_output_id(self) -> bytes:
+        """Return 24 fresh bytes."""
+        ...
+
+    def reserve(self, output_id: bytes) -> None:
+        """Announce an output that is still being made, so that `fetch` waits for it."""
+        ...
+
+    def abandon(self, output_id: bytes) -> None:
+        """Take an announcement back: there will be no such output. Does nothing for one that is not announced."""
+        ...
+
+    async def submit(self, output: NewOutput) -> Delivered:
+        """Attest an output; returns when its commit is durable."""
+        ...
+
+    async def fetch(self, output_id: bytes, timeout: float) -> bytes:  # noqa: ASYNC109 - part of the seam
+        """Return an attestation, waiting up to `timeout` seconds for one on its way (then TimeoutError)."""
+        ...
+
+    async def fresh_quote(self, nonce: bytes) -> bytes:
+        """Return a fresh quote over a caller's nonce of 8 to 64 bytes."""
+        ...
+
+    def status(self) -> Mapping[str, Any]:
+        """Return the agent's state as JSON values."""
+        ...
+
+    @property
+    def store(self) -> LogReader:
+        """The log, for reading."""
+        ...

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which header fields the proxy passes on, and its own (docs/spec/serving.md; RFC 9110 section 7.6.1)."""
+
+from __future__ import annotations
+
+import re
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from quotary_attest.serving.errors import Refusal
+from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
+
+OUTPUT = "Quotary-Output"
+"""In every answer of an attested path: `out_` and 48 hexadecimal digits. Knowing it is the right to fetch."""
+
+ATTESTED = "Quotary-Attested"
+"""`no` in every answer that is not attested, and in no other."""
+
+NONCE = "Quotary-Nonce"
+"""In a request: 8 to 64 bytes in lower-case hexadecimal, which the output record will carry."""
+
+_HOP_BY_HOP = frozenset(
+    ("connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade")
+)
+# The client library sets these for the connection it uses; identity is asked of the upstream.
+_NOT_FORWARDED = _HOP_BY_HOP | {"host", "content-length", "expect", "accept-encoding", NONCE.lower()}
+_NOT_RETURNED = _HOP_BY_HOP | {"content-length", OUTPUT.lower(), ATTESTED.lower()}
+_BODY_DIGESTS = ("Content-MD5", "Content-Digest", "Repr-Digest", "Digest")
+_NONCE = re.compile(rf"(?:[0-9a-f]{{2}}){{{MIN_NONCE},{MAX_NONCE}}}")
+
+
+def _passed_on(headers: CIMultiDictProxy[str], without: frozenset[str]) -> CIMultiDict[str]:
+    connection = headers.getall("Connection", ())
+    if connection:
+        named = (name.strip().lower() for line in connection for name in line.split(","))
+        without = without | frozenset(named)
+    return CIMultiDict([(name, value) for name, value in headers.items() if name.lower() not in without])
+
+
+def request_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """Return the fields of a client's request that go to the upstream, asking it for no content coding."""
+    passed = _passed_on(headers, _NOT_FORWARDED)
+    passed["Accept-Encoding"] = "identity"
+    return passed
+
+
+def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """Return the fields of an upstream's answer that go to the client; the length is the caller's to set."""
+    return _passed_on(headers, _NOT_RETURNED)
+
+
+def drop_body_digests(headers: CIMultiDict[str]) -> None:
+    """Take out the fields that would be wrong for a body with a span in it (RFC 9530)."""
+    for name in _BODY_DIGESTS:
+        headers.popall(name, None)
+
+
+def is_identity(headers: CIMultiDictProxy[str]) -> bool:
+    """Tell whether an answer has no content coding."""
+    codings = ",".join(headers.getall("Content-Encoding", ())).split(",")
+    return all(coding.strip().lower() in ("", "identity") for coding in codings)
+
+
+def nonce_of(headers: CIMultiDictProxy[str]) -> bytes | None:
+    """Return the nonce that the client asks to have bound.
+
+    Raises:
+        Refusal: it is not 8 to 64 bytes in lower-case hexadecimal, or there are several.
+    """
+    values = headers.getall(NONCE, ())
+    if not values:
+        return None
+    if len(values) > 1 or not _NONCE.fullmatch(values[0]):
+        raise Refusal(400, "bad_nonce", "Quotary-Nonce is not 8 to 64 bytes in lower-case hexadecimal")
+    return bytes.fromhex(values[0])

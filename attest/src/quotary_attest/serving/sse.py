@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event streams on their way through the proxy (docs/spec/inband.md, docs/spec/serving.md).
+
+Two things look at the same bytes. `TailHolder` decides what may go to the client at once: everything, but for the
+tail that stands after the place of the in-band span. `StreamReader` reads what was sent for its meaning: texts, usage,
+errors, and the chunk whose values the span copies. It works on batches of events, off the way of the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from quotary_attest.serving.text import TextDigests
+from quotary_verifier.wire.inband import DONE, last_head, opens_event
+
+MAX_TAIL = 64 * 1024
+"""Bytes held back after `data: [DONE]`; a stream that sends more goes out, and its attestation is fetched by id."""
+
+MAX_EVENT = 4 * 1024 * 1024
+"""Bytes of an event that is read for its meaning; a stream with a longer one has only its `body` digest."""
+
+_BATCH_BYTES = 16 * 1024
+_CONTEXT = 4
+_DONE_LINES = (DONE + b"\n", DONE + b"\r\n")
+_LONGEST_DONE = len(DONE) + 2
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_LONE_CR = re.compile(rb"\r(?!\n)")
+_BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r){2,}")
+_BOM = b"\xef\xbb\xbf"
+_DECODER = json.JSONDecoder()
+
+
+class TailHolder:
+    """Splits a stream into what goes out now and the tail before which the span will stand."""
+
+    __slots__ = ("_context", "_held", "_overrun", "done")
+
+    def __init__(self) -> None:
+        self._context = b""
+        self._held = b""
+        self._overrun = False
+        self.done = False
+        """True once the event `data: [DONE]` has begun: everything from it on is held."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take in `data` and return what may go out now, in order, nothing changed."""
+        if self._overrun:
+            return data
+        if self.done:
+            return self._lengthen(data)
+        window = self._context + self._held + data
+        base = len(self._context)
+        cut = self._cut(window, base)
+        # no more than the context and the next bytes decide where an event opens
+        self._context = window[max(0, cut - _CONTEXT) : cut]
+        self._held = window[cut:]
+        if self.done and len(self._held) > MAX_TAIL:
+            return window[base:cut] + self._lengthen(b"")
+        return window[base:cut]
+
+    def _cut(self, window: bytes, base: int) -> int:
+        """Return where in the window holding begins."""
+        at = window.find(DONE, base)
+        while at >= 0:
+            if window.startswith(_DONE_LINES, at) and opens_event(window, at):
+                self.done = True
+                return at
+            at = window.find(DONE, at + len(DONE))
+        line = max(window.rfind(b"\n") + 1, base)
+        rest = len(window) - line
+        if 0 < rest < _LONGEST_DONE and opens_event(window, line):
+            begun = window[line:]
+            if any(wanted.startswith(begun) for wanted in _DONE_LINES):
+                return line
+        return len(window)
+
+    def _lengthen(self, data: bytes) -> bytes:
+        if len(self._held) + len(data) <= MAX_TAIL:
+            self._held += data
+            return b""
+        held, self._held, self._overrun = self._held + data, b"", True
+        self._context = b""
+        return held
+
+    def finish(self) -> tuple[bytes, bytes, bool]:
+        """End the stream: return what still goes out before the place, the tail after it, and if there is a place."""
+        held, self._held = self._held, b""
+        if self._overrun:
+            return held, b"", False
+        if self.done:
+            return b"", held, True
+        if held == DONE:
+            self.done = True
+            return b"", held, True
+        window = self._context + held
+        return held, b"", opens_event(window, len(window))
+
+    @property
+    def between_events(self) -> bool:
+        """Tell whether what went out so far ends with a whole event, so that another may follow."""
+        return not self._overrun and opens_event(self._context, len(self._context))
+
+
+class StreamReader:
+    """Reads a stream for its meaning, after it was sent."""
+
+    __slots__ = (
+        "_batch", "_begun", "_given_up", "_head", "_no_span", "_size", "done", "error", "texts", "usage"
+    )  # fmt: skip
+
+    def __init__(self, *, chat: bool) -> None:
+        """`chat` is true for chat completions, false for completions."""
+        self._batch: list[bytes] = []
+        self._size = 0
+        self._begun = False
+        self._given_up = False
+        self._head: bytes | None = None
+        self._no_span = False
+        self.texts = TextDigests(chat=chat)
+        self.error = False
+        """True if an event said so: its data has an `error`, or its type is `error`."""
+        self.done = False
+        """True once `[DONE]` was read; no text after it counts."""
+        self.usage: dict[str, Any] = {}
+        """The last `usage` object seen."""
+
+    def feed(self, data: bytes) -> None:
+        """Take in bytes of the stream that stand before the place of the span, in order, cut anywhere."""
+        self._batch.append(data)
+        self._size += len(data)
+        if self._size >= _BATCH_BYTES:
+            self._read(last=False)
+
+    def finish(self, tail: bytes = b"") -> None:
+        """Read what is left, then the tail after the place.
+
+        An event that is still open is not dispatched, as event streams define it.
+        """
+        self._read(last=True)
+        head = self._head
+        self._batch.append(tail)
+        self._read(last=True)
+        self._head = head
+
+    @property
+    def head(self) -> bytes | None:
+        """The head of the span (`inband.span_head`) of the last chunk that has one; None: there is no span.
+
+        There is none either where an event was too long, a line ended in a lone CR, or the body opens an object.
+        """
+        return None if self._given_up or self._no_span else self._head
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether the stream came to its end by its API's own signs: `[DONE]`, or all choices finished."""
+        texts = self.texts
+        return self.done or (bool(texts.choices) and texts.choices <= texts.finished)
+
+    def digests(self) -> dict[str, bytes]:
+        """Return the text digests; none if an event was too long to be read."""
+        return {} if self._given_up else self.texts.digests()
+
+    def _read(self, *, last: bool) -> None:
+        data = b"".join(self._batch)
+        self._batch.clear()
+        self._size = 0
+        if self._given_up or not data:
+            return
+        end = _complete_end(data, last=last)
+        rest = data[end:]
+        if rest:
+            self._batch.append(rest)
+            # a long event is looked at again only when as much again has come
+            self._size = -len(rest) if len(rest) >= _BATCH_BYTES else 0
+            self._given_up = len(rest) > MAX_EVENT
+        if end:
+            self._take(data[:end])
+
+    def _take(self, events: bytes) -> None:
+        """Take in whole events."""
+        self._head = last_head(events, len(events)) or self._head
+        crlf = b"\r" in events
+        self._no_span = self._no_span or (crlf and _LONE_CR.search(events) is not None)
+        if not self._begun and (start := events.lstrip()):
+            self._begun = True
+            self._no_span = self._no_span or start.startswith(b"{")
+            events = events.removeprefix(_BOM)
+        if not crlf:
+            for event in events.decode(errors="replace").split("\n\n"):
+                if event.startswith("data: ") and "\n" not in event:
+                    self._dispatch(event[6:], "")
+                else:
+                    self._take_lines(event)
+            return
+        for raw in _BLANK_LINE.split(events):
+            self._take_lines(_LINE_END.sub(b"\n", raw).decode(errors="replace"))
+
+    def _take_lines(self, event: str) -> None:
+        """Read an event of any form: lines ended by LF, `data` and `event` fields, comments."""
+        data: list[str] = []
+        kind = ""
+        for line in event.split("\n"):
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "data":
+                data.append(value)
+            elif field == "event":
+                kind = value
+        if data:
+            self._dispatch("\n".join(data), kind)
+
+    def _dispatch(self, data: str, kind: str) -> None:
+        if self.done:
+            return
+        if data == "[DONE]":
+            self.done = True
+            return
+        self.error = self.error or kind == "error"
+        try:
+            payload, _ = _DECODER.raw_decode(data)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(payload, dict):
+            return
+        if payload.get("error") is not None:
+            self.error = True
+        usage = payload.get("usage")
+        if isinstance(usage, dict):
+            self.usage = usage
+        self.texts.add_choices(payload.get("choices"), streamed=True)
+
+
+def _complete_end(data: bytes, *, last: bool) -> int:
+    """Return where the last whole event ends: after the last blank line, 0 if there is none."""
+    at = data.rfind(b"\n\n")
+    end = at + 2 if at >= 0 else 0
+    if end < len(data) and b"\r" in data:
+        # a CR at the very end may be half of a CRLF
+        stop = len(data) - 1 if data.endswith(b"\r") and not last else len(data)
+        for found in _BLANK_LINE.finditer(data, 0 if end == 0 else end - 1, stop):
+            end = max(end, found.end())
+    return end

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proxy's side towards the engine (docs/spec/serving.md).
+
+Engines close a connection after a stream without saying so, and a request that then goes out on it is lost. It could be
+sent again only if it were known that the engine did not begin to work on it. So a request that is not idempotent
+never meets a used connection: each gets its own, and is sent once. Idempotent requests share a pool, whose client
+sends them again on a fresh connection if a used one turned out closed.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import aiohttp
+from aiohttp import StreamReader, hdrs, web
+from multidict import CIMultiDict
+from yarl import URL
+
+from quotary_attest.serving.errors import Refusal
+
+_IDEMPOTENT = frozenset((hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS))
+_AUTOMATIC = frozenset((hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.CONTENT_TYPE))
+_MAX_FIELD = 64 * 1024
+
+
+class Upstream:
+    """An OpenAI-compatible server. Use it as an async context manager."""
+
+    def __init__(self, base: str, *, connect_timeout: float = 10.0) -> None:
+        """`base` is the server's URL, such as `http://127.0.0.1:8000`; requests keep their own path and query.
+
+        There is no limit to how long the engine may take to answer: a client that will not wait goes away.
+
+        Raises:
+            ValueError: the URL is not one of http or https, or has a query or fragment.
+        """
+        url = URL(base)
+        if url.scheme not in ("http", "https") or not url.host or url.query_string or url.fragment:
+            raise ValueError("the upstream is not an http or https URL without query and fragment")
+        self._base = str(url).rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
+        self._single: aiohttp.ClientSession | None = None
+        self._pooled: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Upstream:
+        """Open the client sessions."""
+        self._single = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
+        self._pooled = self._session(aiohttp.TCPConnector(limit=0))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all connections."""
+        for session in (self._single, self._pooled):
+            if session is not None:
+                await session.close()
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),  # cookies belong to the clients, each its own
+            timeout=self._timeout,
+            auto_decompress=False,
+            skip_auto_headers=_AUTOMATIC,
+            max_line_size=_MAX_FIELD,
+            max_field_size=_MAX_FIELD,
+        )
+
+    async def send(
+        self, request: web.BaseRequest, headers: CIMultiDict[str], body: bytes | StreamReader | None
+    ) -> aiohttp.ClientResponse:
+        """Send a client's request on and return the answer once its header is here.
+
+        The body of an attested request is bytes; of any other it is passed on as it comes.
+
+        Raises:
+            Refusal: the upstream could not be reached or did not answer in HTTP (502).
+        """
+        session = self._pooled if request.method in _IDEMPOTENT else self._single
+        if session is None:
+            raise RuntimeError("the upstream is not open")
+        path = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+        try:
+            return await session.request(
+                request.method,
+                URL(self._base + path, encoded=True),
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+            )
+        except aiohttp.ClientConnectorError:
+            raise Refusal(502, "upstream_unreachable", "the model server cannot be reached") from None
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            raise Refusal(502, "upstream_failed", "the model server did not answer") from None
