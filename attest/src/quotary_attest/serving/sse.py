@@ -174,12 +174,15 @@ class StreamReader:
             self._batch.append(rest)
             # a long event is looked at again only when as much again has come
             self._size = -len(rest) if len(rest) >= _BATCH_BYTES else 0
-            self._given_up = len(rest) > MAX_EVENT
+            self._given_up = self._given_up or len(rest) > MAX_EVENT
         if end:
             self._take(data[:end])
 
     def _take(self, events: bytes) -> None:
         """Take in whole events."""
+        if len(events) > MAX_EVENT and max(map(len, _BLANK_LINE.split(events))) > MAX_EVENT:
+            self._given_up = True
+            return
         self._head = last_head(events, len(events)) or self._head
         crlf = b"\r" in events
         self._no_span = self._no_span or (crlf and _LONE_CR.search(events) is not None)
