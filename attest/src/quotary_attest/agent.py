@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: attests outputs for one origin on this host. The Python interface of the host side.
+
+::
+
+    async with await Agent.start(folder, root=root, workload=workload) as agent:
+        delivered = await agent.attest(b"an output")
+        Path("output.attestation").write_bytes(delivered.encoded)
+
+An `await` on an output returns when its commit, hardware quote included, is on disk. What cannot be attested is an
+error: `Unavailable` (TPM gone, disk full, stopped), `Busy`, `NotServed`; what an operator has to look at before
+anything goes on is `StartRefused`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nacl.signing import SigningKey
+
+from quotary_attest.engine.assemble import support_of
+from quotary_attest.engine.errors import (
+    AgentError,
+    Busy,
+    NotServed,
+    StartRefused,
+    Unavailable,
+    UnknownOutput,
+)
+from quotary_attest.engine.host import CRASH_POINTS, Host, World
+from quotary_attest.engine.loop import MAX_QUEUE, Engine
+from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
+from quotary_attest.engine.stored import Stored
+from quotary_attest.log.journal import StagedBatch
+from quotary_attest.log.store import Store
+from quotary_attest.roots import Root
+from quotary_attest.state import (
+    HostIdentity,
+    StateError,
+    StateFolder,
+    create_state,
+    make_state_folder,
+    read_identity,
+)
+from quotary_attest.tpm.model import TpmIdentity
+from quotary_attest.workload import Workload
+from quotary_verifier.wire.bindings import fresh_digest, request_commitment
+from quotary_verifier.wire.fresh import FreshQuote
+from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
+from quotary_verifier.wire.names import check_host
+from quotary_verifier.wire.records import SALT_BYTES, ContextValue, Genesis, Source, State
+from quotary_verifier.wire.records import TpmIdentity as GenesisTpm
+
+_SEED_BYTES = 32
+
+
+def init_state(
+    folder: Path, host: str, tpm: TpmIdentity, *, counter: int, world: World | None = None
+) -> HostIdentity:
+    """Make a new origin in an empty folder: note key, genesis record, and the log with its leaf 0.
+
+    `tpm` is what `quotary_attest.tpm.keys.make_identity` made and `counter` the start counter's value now. No PCR
+    is touched: leaf 0 is staged, and history to the first start.
+
+    Raises:
+        StateError: the folder is not empty or cannot be made.
+        MalformedError: the host is not a DNS name.
+        StoreError: the disk failed.
+    """
+    world = world or World()
+    check_host(host)
+    make_state_folder(folder)
+    seed, moment = world.random(_SEED_BYTES), world.now()
+    genesis = Genesis(
+        salt=world.random(SALT_BYTES),
+        time=moment,
+        host=host,
+        note_key=bytes(SigningKey(seed).verify_key),
+        tpm=GenesisTpm(tpm.ak_public, tpm.parent_name, tpm.chain_pcr, tpm.workload_pcr, tpm.nv_public),
+    ).encode()
+    store = Store.open(folder / "log")
+    try:
+        store.put_blob(genesis)
+        store.stage(StagedBatch(0, 0, b"", b"", b"", [genesis], [None], [moment], [None]))
+    finally:
+        store.close()
+    identity = HostIdentity(genesis, seed, tpm)
+    create_state(folder, identity, counter)
+    return identity
+
+
+class Agent:
+    """A running agent. Make it with `Agent.start`; close it, or use it as an asynchronous context manager."""
+
+    def __init__(self, host: Host, engine: Engine) -> None:
+        self._host = host
+        self._engine = engine
+        self._stored = Stored(host)
+        self._draw = host.world.random
+
+    @classmethod
+    async def start(
+        cls,
+        folder: Path,
+        *,
+        root: Root,
+        workload: Workload | None = None,
+        resume: bool = False,
+        world: World | None = None,
+        max_queue: int = MAX_QUEUE,
+    ) -> Agent:
+        """Start the origin in `folder` on an open root; the agent closes both.
+
+        `resume` is the operator's word that a chain PCR which somebody else extended is no reason to stop.
+
+        Raises:
+            StartRefused: an operator has to look first.
+            StateError: the folder is in use, absent or damaged.
+            RootError: the root failed.
+            StoreError: the disk failed, or the log is damaged.
+        """
+        try:
+            state = StateFolder(folder)
+        except StateError:
+            await root.close()
+            raise
+        try:
+            identity = read_identity(folder)
+            check_root(identity, root)
+            store = await asyncio.to_thread(Store.open, state.log)
+        except BaseException:
+            state.close()
+            await root.close()
+            raise
+        host = Host(state, identity, store, root, world or World())
+        engine = Engine(host, max_queue=max_queue)
+        try:
+            await host.load_certificates()
+            await engine.start(workload or Workload(), resume=resume)
+        except BaseException:
+            await host.close()
+            raise
+        return cls(host, engine)
+
+    async def __aenter__(self) -> Agent:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Commit what is queued, then stop and let go of root and folder."""
+        await self._engine.close()
+        await self._host.close()
+
+    @property
+    def origin(self) -> str:
+        """The name of this log."""
+        return self._host.origin
+
+    @property
+    def genesis_record(self) -> bytes:
+        """The record of leaf 0, whose digest makes the origin."""
+        return self._host.genesis_record
+
+    @property
+    def store(self) -> Store:
+        """The log, for reading and serving."""
+        return self._host.store
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that the epoch in force measured: what `NewOutput.model` may say."""
+        return tuple(self._engine.epochs.current.claims)
+
+    # -- outputs
+
+    def new_output_id(self) -> bytes:
+        """Return a new output id, 24 bytes: a UUIDv7 and 64 random bits."""
+        return make_output_id(self._host.world.now(), self._draw)
+
+    async def submit(self, output: NewOutput) -> Delivered:
+        """Attest an output; returns when its commit is on disk.
+
+        Raises:
+            Unavailable: nothing can be attested now, or the commit failed.
+            Busy: the queue is full.
+            NotServed: the output names a model that is not measured.
+            ValueError: its id is in use, or its record would be too long.
+        """
+        return await self._engine.put(output).future
+
+    async def attest(
+        self,
+        body: bytes,
+        *,
+        nonce: bytes | None = None,
+        state: State = State.COMPLETE,
+        context: Mapping[str, ContextValue] | None = None,
+        request: bytes | None = None,
+    ) -> Delivered:
+        """Attest bytes that a local caller hands in: source "submitted", so no model is claimed.
+
+        `request` is the request body, if there was one: a fresh key commits to it. Raises as `submit`.
+        """
+        key = None if request is None else self._draw(32)
+        output = NewOutput(
+            self.new_output_id(),
+            {"body": sha256(body).digest()},
+            state,
+            request=None if request is None or key is None else request_commitment(key, request),
+            request_key=key,
+            nonce=nonce,
+            context=context or {},
+            source=Source.SUBMITTED,
+        )
+        return await self.submit(output)
+
+    def reserve(self, output_id: bytes) -> None:
+        """Announce an output that still streams, so that `fetch` waits for it."""
+        self._engine.waiting.reserve(output_id)
+
+    def abandon(self, output_id: bytes) -> None:
+        """Take an announcement back: there will be no such output."""
+        self._engine.waiting.abandon(output_id)
+
+    async def fetch(self, output_id: bytes, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        """Return the attestation of an output, waiting up to `timeout` seconds for one that is on its way.
+
+        Raises:
+            UnknownOutput: there is none, or no more.
+            Unavailable: its commit failed.
+            TimeoutError: it was still on its way.
+        """
+        async with asyncio.timeout(timeout):
+            delivered = await self._engine.waiting.ask(output_id)
+        if delivered is not None:
+            return delivered.encoded
+        return await asyncio.to_thread(self._stored.attestation, output_id)
+
+    # -- platform
+
+    async def fresh_quote(self, nonce: bytes, *, model: str | None = None) -> bytes:
+        """Return a fresh quote over a caller's nonce of 8 to 64 bytes (artefact kind 19).
+
+        With `model`, the events of that model and of its engine stand in it in full.
+
+        Raises:
+            Unavailable: nothing can be quoted now.
+            Busy: too many wait already.
+            NotServed: the model is not measured.
+            ValueError: the nonce has another length.
+        """
+        if not MIN_NONCE <= len(nonce) <= MAX_NONCE:
+            raise ValueError(f"a nonce has {MIN_NONCE} to {MAX_NONCE} bytes")
+        host, epoch = self._host, self._engine.epochs.current
+        claim = None if model is None else epoch.claims.get(model)
+        if model is not None and claim is None:
+            raise NotServed(f"no model {model!r} is measured in the epoch in force")
+        quote, view = await self._engine.quote(fresh_digest(host.origin, nonce))
+        chain = quote.pcrs[host.tpm.chain_pcr]
+        support = support_of(host.root.identifier, quote, chain, host.own_pcrs, host.certificates)
+        shown = view.reveal(None if claim is None else claim.event)
+        return FreshQuote(
+            nonce, host.genesis_record, quote.evidence, replace(support, workload_log=shown)
+        ).encode()
+
+    async def begin_epoch(self, workload: Workload) -> None:
+        """Put a new, full list of what may serve in force. Outputs handed in before are committed under the old
+        one; outputs handed in meanwhile wait. Raises Unavailable or Busy, and then the old list stays."""
+        await self._engine.begin_epoch(workload)
+
+    async def reload_certificates(self) -> None:
+        """Take up newly installed AK certificates. Raises StateError or Unavailable."""
+        await self._engine.reload_certificates()
+
+    def status(self) -> dict[str, Any]:
+        """Return what an operator wants to see, as JSON can hold it."""
+        engine, host = self._engine, self._host
+        message, hint = engine.reason or ("", "")
+        return {
+            "origin": host.origin,
+            "state": engine.state,
+            "reason": message,
+            "hint": hint,
+            "size": host.store.size,
+            "commits": host.store.commits,
+            "waiting": len(engine.waiting),
+            "boot": list(engine.committer.position.boot),
+            "chain_pcr": host.tpm.chain_pcr,
+            "workload_pcr": host.tpm.workload_pcr,
+            "models": list(self.models),
+            "certificates": len(host.certificates),
+            "commit_seconds": round(engine.seconds, 4),
+            "commit_interval": engine.interval,
+        }
+
+
+def check_root(identity: HostIdentity, root: Root) -> None:
+    """Raise StateError where the root was opened for other PCRs than the genesis record names."""
+    if (root.chain_pcr, root.workload_pcr) != (identity.tpm.chain_pcr, identity.tpm.workload_pcr):
+        raise StateError(
+            "the root was opened for another origin: its pcrs are not those of the genesis record"
+        )
+
+
+__all__ = [
+    "CRASH_POINTS",
+    "Agent",
+    "AgentError",
+    "Busy",
+    "Delivered",
+    "NewOutput",
+    "NotServed",
+    "StartRefused",
+    "Unavailable",
+    "UnknownOutput",
+    "World",
+    "init_state",
+]

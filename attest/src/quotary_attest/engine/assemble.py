@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attestations put together from parts (docs/spec/attestation.md).
+
+A commit of thousands of outputs has one note and one set of supports; so everything that its attestations share
+is encoded once, and each is a join of five byte strings. A test shows that the result is, byte for byte, what
+`quotary_verifier.wire.attestation.Attestation.encode` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from quotary_attest.roots import Quote
+from quotary_verifier.logs.cel import content_digest
+from quotary_verifier.logs.workload import TYPE_ENGINE, TYPE_SEPARATOR, WorkloadEvent
+from quotary_verifier.wire import cbor
+from quotary_verifier.wire.attestation import KIND_ATTESTATION, TpmSupport
+from quotary_verifier.wire.bindings import ZERO
+
+_MAP: Final = 0xA0
+_BYTES: Final = 0x40
+_HEAD: Final = bytes((0, KIND_ATTESTATION, 1, 1, 2))
+_REQUEST_KEY: Final = bytes((8, 0x58, 32))
+_FIELDS: Final = 8
+
+
+def head_of(major: int, value: int) -> bytes:
+    """Return the head of a CBOR item: `major` is the major type in the three high bits, `value` its argument."""
+    if value < 24:
+        return bytes((major | value,))
+    if value < 1 << 8:
+        return bytes((major | 24, value))
+    if value < 1 << 16:
+        return bytes((major | 25,)) + value.to_bytes(2)
+    if value < 1 << 32:
+        return bytes((major | 26,)) + value.to_bytes(4)
+    return bytes((major | 27,)) + value.to_bytes(8)
+
+
+class Template:
+    """What all attestations of an origin begin with and have in the middle."""
+
+    __slots__ = ("_middle", "_starts")
+
+    def __init__(self, genesis_record: bytes) -> None:
+        self._starts = [bytes((_MAP | _FIELDS + with_key,)) + _HEAD for with_key in (0, 1)]
+        self._middle = b"\x03" + head_of(_BYTES, len(genesis_record)) + genesis_record + b"\x04"
+
+    def parts(
+        self, record: bytes, index: int, path: bytes, event: int | None, request_key: bytes | None
+    ) -> tuple[bytes, int | None, bytes]:
+        """Return what is this leaf's own, for `Sealed.join`: beginning, cited event, end."""
+        begin = b"".join(
+            (
+                self._starts[request_key is not None],
+                head_of(_BYTES, len(record)),
+                record,
+                self._middle,
+                head_of(0, index),
+                b"\x05",
+                head_of(_BYTES, len(path)),
+                path,
+            )
+        )
+        return begin, event, b"" if request_key is None else _REQUEST_KEY + request_key
+
+
+class WorkloadView:
+    """The workload log as one quote covers it: each event's content and digest, in order."""
+
+    __slots__ = ("contents", "digests")
+
+    def __init__(self, contents: Sequence[bytes], digests: Sequence[bytes] | None = None) -> None:
+        self.contents = tuple(contents)
+        self.digests = tuple(digests) if digests is not None else tuple(map(content_digest, self.contents))
+
+    def reveal(self, event: int | None) -> tuple[bytes, ...]:
+        """Return the log with the cited event and the engine's event of the same epoch in full, all others as
+        digests: a consumer learns which model and engine answered, and nothing of what else this host serves."""
+        if event is None:
+            return self.digests
+        shown = list(self.digests)
+        shown[event] = self.contents[event]
+        for number in range(event - 1, -1, -1):
+            kind = WorkloadEvent.decode(self.contents[number]).type
+            if kind == TYPE_SEPARATOR:
+                break
+            if kind == TYPE_ENGINE:
+                shown[number] = self.contents[number]
+        return tuple(shown)
+
+
+class Sealed:
+    """What the attestations of one commit share: the note and the supports (one TPM support, and no other yet)."""
+
+    __slots__ = ("_ends", "_note", "_support", "_view")
+
+    def __init__(self, note: bytes, support: TpmSupport, view: WorkloadView) -> None:
+        """`support` has everything but the workload log, which depends on what each record cites."""
+        self._note = b"\x06" + head_of(_BYTES, len(note)) + note + b"\x07"
+        self._support = support
+        self._view = view
+        self._ends: dict[int | None, bytes] = {}
+
+    def join(self, parts: tuple[bytes, int | None, bytes]) -> bytes:
+        """Return an attestation's bytes, from what `Template.parts` gave."""
+        begin, event, end = parts
+        shared = self._ends.get(event)
+        if shared is None:
+            support = replace(self._support, workload_log=self._view.reveal(event))
+            shared = self._ends[event] = self._note + cbor.encode([support.fields()])
+        return b"".join((begin, shared, end))
+
+
+def support_of(
+    identifier: str,
+    quote: Quote,
+    chain_before: bytes,
+    own_pcrs: tuple[int, int],
+    certificates: Sequence[bytes],
+) -> TpmSupport:
+    """Return a TPM support without its workload log. `own_pcrs` are the chain and the workload PCR, whose values
+    follow from other fields and are left out, as zeros are."""
+    pcrs = {pcr: value for pcr, value in quote.pcrs.items() if value != ZERO and pcr not in own_pcrs}
+    return TpmSupport(identifier, pcrs, chain_before, tuple(certificates))

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every part of the engine works with: the origin's keys, the log, the root, and the world around."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from nacl.signing import SigningKey
+
+from quotary_attest.engine.outputs import Random, RandomPool, wall_clock
+from quotary_attest.log.store import Store
+from quotary_attest.roots import Root
+from quotary_attest.state import HostIdentity, StateError, StateFolder, read_certificates
+from quotary_verifier.evidence.tpm_keys import AttestationKey, attestation_key
+from quotary_verifier.wire.records import TpmIdentity
+from quotary_verifier.wire.tpm_public import parse_public
+
+T = TypeVar("T")
+
+
+def _nothing(_name: str) -> None:
+    """The crash point of every agent that is not under test."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Time, chance and crash points, injected by tests.
+
+    `now` is the wall clock in milliseconds since the epoch, `monotonic` in seconds. `crash` is called with
+    the name of each step of starting and committing (`CRASH_POINTS`).
+    """
+
+    now: Callable[[], int] = wall_clock
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    random: Random = field(default_factory=RandomPool)
+    crash: Callable[[str], None] = _nothing
+
+
+CRASH_POINTS = (
+    "counter-on-disk",  # the start counter's next value is on disk, the counter not yet incremented
+    "counter-incremented",
+    "event-on-disk",  # a workload event is on disk, not yet extended
+    "event-extended",
+    "staged",  # records and intended note are on disk
+    "extended",  # the chain PCR has been extended, nothing quoted (on the root's thread)
+    "quoted",  # the quote is in memory only
+    "in-history",  # the commit is in the history, nobody has been answered
+    "applied",  # tree and records are updated
+    "synced",  # and fsynced; the journal is gone
+)
+"""The steps at which `World.crash` is called, in their order."""
+
+
+class FileThread:
+    """A thread on which work waits for the disk, so that the event loop never does.
+
+    There are two: staging and history on one, tree and records on the other (`quotary_attest.log.store`).
+    """
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"quotary-{name}")
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Run `job` after all jobs before it. A cancelled caller does not stop it."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, job))
+
+    def close(self) -> None:
+        """End the thread after its last job."""
+        self._pool.shutdown(wait=True)
+
+
+class Host:
+    """An origin on this host: its identity and keys, its log, its root of trust."""
+
+    def __init__(
+        self, folder: StateFolder, identity: HostIdentity, store: Store, root: Root, world: World
+    ) -> None:
+        tpm = identity.genesis.tpm
+        if tpm is None:
+            raise StateError("the genesis record names no tpm")
+        self.state = folder
+        self.folder = folder.path
+        self.genesis_record = identity.genesis_record
+        self.origin = identity.origin
+        self.tpm: TpmIdentity = tpm
+        self.ak: AttestationKey = attestation_key(parse_public(tpm.ak), tpm.ak_parent)
+        self.ak_spki = self.ak.public.to_spki_der()
+        self.note_key = SigningKey(identity.note_seed)
+        self.store = store
+        self.root = root
+        self.world = world
+        self.files = FileThread("files")
+        self.background = FileThread("records")
+        self.certificates: tuple[bytes, ...] = ()
+        self.certificate_names: tuple[bytes, ...] = ()
+
+    @property
+    def own_pcrs(self) -> tuple[int, int]:
+        """Chain PCR and workload PCR."""
+        return self.tpm.chain_pcr, self.tpm.workload_pcr
+
+    async def load_certificates(self) -> None:
+        """Read the installed certificate path and store its blobs.
+
+        Raises:
+            StateError: a certificate is damaged, or the first is not the AK's.
+        """
+        found = read_certificates(self.folder)
+        check_leaf(found, self.ak_spki)
+        names = await self.files.run(lambda: tuple(self.store.put_blob(der) for der in found))
+        self.certificates, self.certificate_names = found, names
+
+    async def close(self) -> None:
+        """Close root, log and folder, in that order; what is applied is synced first."""
+        await self.root.close()
+        try:
+            await self.background.run(self.store.close)
+        finally:
+            self.files.close()
+            self.background.close()
+            self.state.close()
+
+
+def check_leaf(certificates: Sequence[bytes], spki: bytes) -> None:
+    """Check that a path, leaf first, begins with the certificate of the AK with this SPKI.
+
+    Raises:
+        StateError: it does not, or a certificate cannot be read.
+    """
+    try:
+        leaves = [x509.load_der_x509_certificate(der) for der in certificates]
+    except ValueError as error:
+        raise StateError(f"an installed certificate cannot be read: {error}") from error
+    if not leaves:
+        return
+    key = leaves[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if key != spki:
+        raise StateError(
+            "the first installed certificate is not of this origin's attestation key",
+            hint="install the certificates that the ca issued for this host: leaf first, root left out",
+        )

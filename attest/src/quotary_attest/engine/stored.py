@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attestations of old outputs, put together from the log."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+from typing import Final
+
+from quotary_attest.engine.assemble import Sealed, Template, WorkloadView
+from quotary_attest.engine.errors import UnknownOutput
+from quotary_attest.engine.host import Host
+from quotary_attest.log.errors import NotFound
+from quotary_verifier.logs.cel import parse_log
+from quotary_verifier.wire.attestation import TpmSupport
+from quotary_verifier.wire.history import CommitSupport
+from quotary_verifier.wire.records import Output
+
+_VIEWS: Final = 8
+
+
+class Stored:
+    """Reads outputs back. Safe to use from any thread."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._template = Template(host.genesis_record)
+        self._views: OrderedDict[tuple[bytes, int], WorkloadView] = OrderedDict()
+        self._lock = Lock()
+
+    def attestation(self, output_id: bytes) -> bytes:
+        """Return the attestation of an output with the newest certificates.
+
+        Raises:
+            UnknownOutput: the log has no record of this output, or no more.
+        """
+        try:
+            parts = self._host.store.parts(output_id)
+        except NotFound as error:
+            raise UnknownOutput(str(error)) from error
+        model = Output.decode(parts.record).model
+        event = None if model is None else model.event
+        (stored,) = parts.commit.commit.supports
+        sealed = Sealed(parts.commit.commit.note, self._support(stored), self._view(stored.workload_log))
+        own = self._template.parts(parts.record, parts.index, parts.path, event, parts.request_key)
+        return sealed.join(own)
+
+    def _support(self, stored: CommitSupport) -> TpmSupport:
+        certificates = self._host.certificates or tuple(map(self._host.store.blob, stored.certificates))
+        return TpmSupport(stored.identifier, stored.pcrs, stored.chain_before, certificates)
+
+    def _view(self, named: tuple[bytes, int] | None) -> WorkloadView:
+        if named is None:
+            return WorkloadView(())
+        with self._lock:
+            if (view := self._views.get(named)) is not None:
+                self._views.move_to_end(named)
+                return view
+        data = self._host.store.blob(named[0])[: named[1]]
+        view = WorkloadView([record.content for record in parse_log(data, pcr=self._host.tpm.workload_pcr)])
+        with self._lock:
+            self._views[named] = view
+            while len(self._views) > _VIEWS:
+                self._views.popitem(last=False)
+        return view

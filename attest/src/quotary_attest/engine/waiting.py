@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who waits for which output: the caller that handed it in, and others that ask for it by its id.
+
+An id is known from the moment it is reserved or handed in until its record can be read from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from quotary_attest.engine.errors import UnknownOutput
+from quotary_attest.engine.outputs import Delivered, Pending
+
+
+class Waiting:
+    """Outputs that are announced or on their way, by id."""
+
+    def __init__(self) -> None:
+        self._pending: dict[bytes, Pending] = {}
+        self._reserved: set[bytes] = set()
+        self._askers: dict[bytes, list[asyncio.Future[Delivered]]] = {}
+
+    def __len__(self) -> int:
+        """How many outputs are on their way or announced."""
+        return len(self._pending) + len(self._reserved)
+
+    def reserve(self, output_id: bytes) -> None:
+        """Announce an output that will be handed in later: whoever asks for it waits."""
+        self._reserved.add(output_id)
+
+    def abandon(self, output_id: bytes) -> None:
+        """Take an announcement back: there will be no such output."""
+        self._reserved.discard(output_id)
+        if output_id not in self._pending:
+            self._refuse(output_id, UnknownOutput("the output was abandoned before it was complete"))
+
+    def add(self, pending: Pending) -> None:
+        """Know an output that was handed in. Raises ValueError where one of its id is on its way already."""
+        output_id = pending.output.output_id
+        if output_id in self._pending:
+            raise ValueError("an output of this id is on its way already")
+        self._pending[output_id] = pending
+        self._reserved.discard(output_id)
+
+    def deliver(self, pending: Pending, delivered: Delivered) -> None:
+        """Hand out an attestation whose commit is on disk."""
+        pending.delivered = delivered
+        if not pending.future.done():
+            pending.future.set_result(delivered)
+        if self._askers:
+            for asker in self._askers.pop(pending.output.output_id, ()):
+                if not asker.done():
+                    asker.set_result(delivered)
+
+    def fail(self, pending: Pending, error: Exception) -> None:
+        """Tell those who wait for an output that it does not come."""
+        output_id = pending.output.output_id
+        self._pending.pop(output_id, None)
+        if not pending.future.done():
+            pending.future.set_exception(error)
+        self._refuse(output_id, error)
+
+    def forget(self, output_ids: Sequence[bytes | None]) -> None:
+        """Drop outputs that can be read from the log."""
+        for output_id in output_ids:
+            if output_id is not None:
+                self._pending.pop(output_id, None)
+
+    async def ask(self, output_id: bytes) -> Delivered | None:
+        """Wait for an output that is known; None where it is not. Raises UnknownOutput or Unavailable."""
+        pending = self._pending.get(output_id)
+        if pending is not None and pending.delivered is not None:
+            return pending.delivered
+        if pending is None and output_id not in self._reserved:
+            return None
+        asker: asyncio.Future[Delivered] = asyncio.get_running_loop().create_future()
+        self._askers.setdefault(output_id, []).append(asker)
+        try:
+            return await asker
+        finally:
+            askers = self._askers.get(output_id)
+            if askers is not None and asker in askers:
+                askers.remove(asker)
+                if not askers:
+                    del self._askers[output_id]
+
+    def _refuse(self, output_id: bytes, error: Exception) -> None:
+        for asker in self._askers.pop(output_id, ()):
+            if not asker.done():
+                asker.set_exception(error)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an epoch of the workload log lists: the agent, the engine, its configuration and every model.
+
+A `Workload` is a full list of everything that may serve. Turning it into events draws the salts of what may hold
+secrets; the contents stay with the operator (design section 3, "Workload log").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import quotary_attest
+import quotary_verifier
+from quotary_attest.measure import (
+    Measurement,
+    ModelFile,
+    Progress,
+    join_arguments,
+    measure_code,
+    measure_files,
+)
+from quotary_verifier.logs.workload import (
+    SECRET_SALT_BYTES,
+    TYPE_AGENT,
+    TYPE_CONFIGURATION,
+    TYPE_ENGINE,
+    TYPE_MODEL,
+    WorkloadEvent,
+    secret_commitment,
+)
+from quotary_verifier.wire.records import Link
+
+Random = Callable[[int], bytes]
+DetailValue = str | int | bool | bytes
+
+AGENT_NAME: Final = "quotary-attest"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that may serve: the name requests use, the digest of its weights, how it is tied to the engine."""
+
+    name: str
+    weights: bytes
+    link: Link = Link.CONFIGURED
+    details: Mapping[str, DetailValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The model server: a name such as `vllm`, the SHA-256 of its executable, and its command line."""
+
+    name: str
+    digest: bytes
+    arguments: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    details: Mapping[str, DetailValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Everything that may serve from now on: a full list, not a difference."""
+
+    models: tuple[ServedModel, ...] = ()
+    engine: Engine | None = None
+
+    def model(self, name: str) -> ServedModel | None:
+        """Return the model that requests call `name`."""
+        return next((model for model in self.models if model.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """What stands behind a commitment in an event: `SHA-256(salt ‖ content)`. It never leaves the operator."""
+
+    what: str
+    salt: bytes
+    content: bytes = field(repr=False)
+
+    @property
+    def commitment(self) -> bytes:
+        """The 32 bytes that stand in the event."""
+        return secret_commitment(self.salt, self.content)
+
+
+def events_of(workload: Workload, random: Random) -> list[tuple[WorkloadEvent, tuple[Secret, ...]]]:
+    """Return an epoch's events without its separator, each with the secrets behind its commitments."""
+    events: list[tuple[WorkloadEvent, tuple[Secret, ...]]] = [(agent_event(), ())]
+    if workload.engine is not None:
+        engine = workload.engine
+        details = dict(engine.details)
+        events.append((WorkloadEvent(TYPE_ENGINE, engine.name, engine.digest, details), ()))
+        for what, content in (("arguments", engine.arguments), ("environment", engine.environment)):
+            if content:
+                secret = Secret(what, random(SECRET_SALT_BYTES), join_arguments(content))
+                event = WorkloadEvent(TYPE_CONFIGURATION, f"{engine.name} {what}", secret.commitment, {})
+                events.append((event, (secret,)))
+    for model in workload.models:
+        details = dict(model.details)
+        events.append((WorkloadEvent(TYPE_MODEL, model.name, model.weights, details), ()))
+    return events
+
+
+@cache
+def _agent_digest() -> bytes:
+    packages = [Path(str(module.__file__)).parent for module in (quotary_attest, quotary_verifier)]
+    return measure_code(packages)
+
+
+def agent_event() -> WorkloadEvent:
+    """Return the event that names this agent: version, and the digest of its own code as installed."""
+    return WorkloadEvent(TYPE_AGENT, AGENT_NAME, _agent_digest(), {"version": version(AGENT_NAME)})
+
+
+def served_model(file: ModelFile, measured: Measurement) -> ServedModel:
+    """Return a measured model as an epoch lists it."""
+    details: dict[str, DetailValue] = {"files": len(measured.files), "bytes": measured.size}
+    return ServedModel(file.name, measured.digest, file.link, details)
+
+
+def measure_models(files: Sequence[ModelFile], progress: Progress | None = None) -> tuple[ServedModel, ...]:
+    """Measure the weights of all models; minutes for large ones, so run it in a thread.
+
+    Raises:
+        MeasureError: a file cannot be measured.
+    """
+    return tuple(served_model(file, measure_files(file.paths, progress)) for file in files)
