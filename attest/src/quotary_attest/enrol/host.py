@@ -2,8 +2,8 @@
 """The host's side of an enrolment: make a request, open a challenge, install a grant.
 
 The agent may run meanwhile: nothing here touches the log, and the state folder's lock is not needed. The
-last request is kept in the state folder, as `enrolment/request`, because a challenge is answered only if it
-was made for exactly that request.
+last request and activation are kept in the state folder, in `enrolment/`, because a challenge is answered only
+if it was made for exactly that request, and a grant is installed only if it follows that activation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from quotary_attest.enrol.files import (
     file_digest,
 )
 from quotary_attest.enrol.issuance import ORIGIN_SCHEME
-from quotary_attest.log.durable import make_folder, replace_file
+from quotary_attest.log.durable import make_folder, read_file, replace_file
 from quotary_attest.state import HostIdentity, install_certificates, read_identity
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.ek import (
@@ -46,6 +46,7 @@ from quotary_attest.tpm.ek import (
 from quotary_attest.tpm.model import Authorizations, EkCertificate
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.pki.chain import AkEndorsement, TrustAnchors, verify_ak_chain
+from quotary_verifier.wire.limits import MAX_ENROLMENT
 from quotary_verifier.wire.tpm_public import CURVE_P256, EccPoint, Public, parse_public
 
 
@@ -88,7 +89,8 @@ def make_request(
         request = Request(
             secrets.token_bytes(SALT_BYTES), identity.genesis_record, public, candidate.der, tuple(chain)
         ).encode()
-        _keep(folder, request)
+        _forget(folder, "activation")
+        _keep(folder, "request", request)
         return request
     raise Refused(
         "no EK certificate fits an endorsement key of this TPM"
@@ -130,14 +132,22 @@ def _kind_of_public(public: Public) -> str:
     return f"rsa-{public.key.bits}"
 
 
-def _kept(folder: Path) -> Path:
-    return folder / "enrolment" / "request"
+def _keep(folder: Path, name: str, data: bytes) -> None:
+    make_folder(folder / "enrolment")
+    replace_file(folder / "enrolment" / name, data)
 
 
-def _keep(folder: Path, request: bytes) -> None:
-    path = _kept(folder)
-    make_folder(path.parent)
-    replace_file(path, request)
+def _kept(folder: Path, name: str, missing: str, hint: str) -> bytes:
+    """A file that an earlier step kept. Refused where it is not there."""
+    data = read_file(folder / "enrolment" / name, max_bytes=MAX_ENROLMENT)
+    if data is None:
+        raise Refused(missing, hint=hint)
+    return data
+
+
+def _forget(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / "enrolment" / name).unlink(missing_ok=True)
 
 
 def _identity_of(identity: HostIdentity, ek: Public) -> Identity:
@@ -164,7 +174,12 @@ def activate(
         TpmForeignKey: the credential is for another TPM or AK. Other TpmError: the TPM cannot be used.
     """
     made = Challenge.decode(challenge)
-    request = _read_kept(folder)
+    request = _kept(
+        folder,
+        "request",
+        "this host has not asked for a certificate",
+        "begin with `attest agent enroll request`",
+    )
     if made.request != file_digest(request):
         raise Refused(
             "the challenge does not answer this host's last request",
@@ -185,16 +200,9 @@ def activate(
         authorizations=authorizations,
     )
     proof = activation_proof(secret, challenge)
-    return Activation(made.challenge_id, file_digest(challenge), made.identity, proof).encode()
-
-
-def _read_kept(folder: Path) -> bytes:
-    try:
-        return _kept(folder).read_bytes()
-    except FileNotFoundError:
-        raise Refused(
-            "this host has not asked for a certificate", hint="begin with `attest agent enroll request`"
-        ) from None
+    activation = Activation(made.challenge_id, file_digest(challenge), made.identity, proof).encode()
+    _keep(folder, "activation", activation)
+    return activation
 
 
 def install(folder: Path, grant: bytes, now: datetime, *, root: bytes | None = None) -> Installed:
@@ -203,7 +211,7 @@ def install(folder: Path, grant: bytes, now: datetime, *, root: bytes | None = N
     `root`, where given, is the DER certificate of the CA that the operator expects.
 
     Raises:
-        Refused: the grant is for another host, origin or AK, or from another CA.
+        Refused: no grant is awaited, or it is for another activation, host, origin or AK, or of another CA.
         EvidenceError: the path does not end at the root in the grant, or the certificate says something else.
         MalformedError, UnsupportedError: the file is no grant.
         StateError: the state folder cannot be used.
@@ -211,6 +219,15 @@ def install(folder: Path, grant: bytes, now: datetime, *, root: bytes | None = N
     made = Grant.decode(grant)
     identity = read_identity(folder)
     ak = _ak_of(identity)
+    kept = _kept(
+        folder,
+        "activation",
+        "this host is not waiting for a grant: it was installed, or its challenge was never answered",
+        "begin with `attest agent enroll request`",
+    )
+    answered = Activation.decode(kept)
+    if (made.challenge_id, made.identity) != (answered.challenge_id, answered.identity):
+        raise Refused("the grant does not follow this host's last activation")
     if (made.identity.origin, made.identity.ak_name) != (identity.origin, ak.name):
         raise Refused("the grant is for another host, origin or attestation key than this one's")
     *path, anchor = made.certificates
@@ -219,7 +236,7 @@ def install(folder: Path, grant: bytes, now: datetime, *, root: bytes | None = N
     endorsement = verify_ak_chain(path, TrustAnchors.from_der([anchor]), now)
     _check_certificate(endorsement, ak, identity.origin, made.identity.host)
     install_certificates(folder, path)
-    _kept(folder).unlink(missing_ok=True)
+    _forget(folder, "request", "activation")
     return Installed(made.identity, anchor, endorsement)
 
 
