@@ -7,6 +7,8 @@ import json
 import subprocess
 from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from nacl.signing import SigningKey
 from rfc6962 import consistency_proof, inclusion_path, tree
 from tile_log import hash_tiles, root_of_leaves
 
+from quotary_attest.log.hashes import HashTree
+from quotary_attest.log.tree import Growth, RightEdge, entry_hashes
+from quotary_attest.log.tree import consistency_proof as host_proof
+from quotary_attest.log.tree import inclusion_path as host_path
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.tlog import merkle, tiles
 from quotary_verifier.tlog.checkpoint import Checkpoint
@@ -264,3 +270,60 @@ def test_go_reads_a_path_as_we_do(ask: Ask) -> None:
         else:
             tile = tiles.parse_tile_path(f"tile/{text}")
             assert [tile.level, tile.number, tile.width] == answer["position"]
+
+
+def grown_on_disk(folder: Path, batches: list[int]) -> tuple[HashTree, list[Growth], list[bytes]]:
+    """The host's log after some batches: its files, its growth by batch, and all leaf hashes."""
+    log, edge, growths = HashTree(folder), RightEdge(), []
+    entries = [sha256(b"%d" % number).digest() for number in range(sum(batches))]
+    for batch in batches:
+        new = entries[edge.size : edge.size + batch]
+        growths.append(edge.extended(entry_hashes(new)))
+        log.append(new, growths[-1])
+        edge = growths[-1].edge
+    return log, growths, entry_hashes(entries)
+
+
+def test_go_accepts_the_paths_that_the_host_hands_out_and_no_other(ask: Ask, tmp_path: Path) -> None:
+    log, growths, leaves = grown_on_disk(tmp_path, [1, 1, 5, 249, 1, 70, 300])
+    questions = []
+    for growth in growths:
+        head = {"op": "inclusion", "size": growth.size, "root": b64(growth.root)}
+        for index, path in enumerate(growth.paths(), growth.start):
+            assert path == host_path(log.node, index, growth.size)
+            merkle.verify_inclusion(leaves[index], index, growth.size, path, growth.root)
+            questions.append(head | {"index": index, "leaf": b64(leaves[index]), "proof": nodes(path)})
+    log.close()
+    assert {answer["error"] for answer in ask(*questions)} == {""}
+    wrong = [question | {"leaf": b64(bytes(32))} for question in questions]
+    assert all(answer["error"] for answer in ask(*wrong))
+
+
+def test_go_accepts_the_consistency_proofs_of_the_host_and_no_other(ask: Ask, tmp_path: Path) -> None:
+    log, growths, _ = grown_on_disk(tmp_path, [1, 1, 5, 249, 1, 70, 300])
+    questions = []
+    for old, new in combinations(growths, 2):
+        proof = host_proof(log.node, old.size, new.size)
+        merkle.verify_consistency(old.size, old.root, new.size, new.root, proof)
+        question = {"op": "consistency", "size": new.size, "root": b64(new.root), "old": old.size}
+        questions.append(question | {"before": b64(old.root), "proof": nodes(proof)})
+    log.close()
+    assert {answer["error"] for answer in ask(*questions)} == {""}
+    assert all(answer["error"] for answer in ask(*(some | {"before": b64(bytes(32))} for some in questions)))
+
+
+def test_a_go_client_proves_leaves_from_the_tiles_that_the_host_publishes(ask: Ask, tmp_path: Path) -> None:
+    log, growths, leaves = grown_on_disk(tmp_path, [1, 300, 65_300, 400])
+    size, root = growths[-1].size, growths[-1].root
+    published = {
+        tile.path: b64(log.tile(tile.level, tile.number, tile.width)) for tile in tiles.grown_tiles(0, size)
+    }
+    log.close()
+    question = {"op": "client", "size": size, "root": b64(root), "tiles": published}
+    for index in (0, 300, 65_535, size - 1):
+        good, bad = ask(
+            question | {"index": index, "leaf": b64(leaves[index])},
+            question | {"index": index, "leaf": b64(bytes(32))},
+        )
+        assert good["error"] == ""
+        assert bad["error"] != ""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Growing a tree without keeping it: the compact range of a log's leaves (RFC 6962 section 2.1).
 
-The agent appends each commit's leaves to it and an auditor appends the same leaves again, so that both get
-their roots from one function. It holds the roots of the largest complete subtrees, one for each bit of the
-size that is set: at most 63 hashes for any log.
+An auditor appends the leaves of one commit after the other and compares each root with the commit's
+checkpoint. What it holds are the roots of the largest complete subtrees, one for each bit of the size that
+is set: at most 63 hashes for any log. Leaves go in many at a time, so that hashing is nearly all the work.
 """
 
 from __future__ import annotations
