@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 from quotary_attest.log.durable import make_folder, read_file, replace_file
@@ -24,7 +25,7 @@ _MAX_BLOB: Final = max(MAX_BOOT_LOG, MAX_EVENT * MAX_EVENTS)
 class Blobs:
     """The folders `blob/<2 hex>/<64 hex>` and `cosigned/<size>`. Safe to use from any thread."""
 
-    __slots__ = ("_blobs", "_cosigned")
+    __slots__ = ("_blobs", "_cosigned", "_writing")
 
     def __init__(self, folder: Path) -> None:
         """Open the folders below `folder`, creating them."""
@@ -32,14 +33,16 @@ class Blobs:
         self._cosigned = folder / "cosigned"
         make_folder(self._blobs)
         make_folder(self._cosigned)
+        self._writing = Lock()  # two writers of one name would meet in its temporary file
 
     def put(self, data: bytes) -> bytes:
         """Store a blob, durable when this returns, and return its SHA-256. Storing it again is cheap."""
         digest = sha256(data).digest()
         path = self._path(digest.hex())
-        if not path.exists() or read_file(path, max_bytes=len(data) + 1) != data:
-            make_folder(path.parent)
-            replace_file(path, data)
+        with self._writing:
+            if read_file(path, max_bytes=len(data) + 1) != data:
+                make_folder(path.parent)
+                replace_file(path, data)
         return digest
 
     def get(self, name: str) -> bytes:
@@ -58,7 +61,8 @@ class Blobs:
 
     def put_cosigned(self, size: int, note: bytes) -> None:
         """Store the cosigned note of the checkpoint of `size`, in place of an earlier copy, durable."""
-        replace_file(self._cosigned / str(size), note)
+        with self._writing:
+            replace_file(self._cosigned / str(size), note)
 
     def cosigned(self, size: str) -> bytes:
         """Return the cosigned note of a size in decimal digits. Raises NotFound where there is none."""

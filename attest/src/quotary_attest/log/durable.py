@@ -9,6 +9,7 @@ Files are readable by their owner only: they hold records and request keys.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from quotary_attest.log.errors import StoreError, storage
@@ -80,9 +81,12 @@ def read_at(descriptor: int, length: int, offset: int, path: Path) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def fsync_data(descriptor: int, path: Path) -> None:
-    """Make a file's bytes and its length durable."""
-    with storage("fsync", path):
+def fsync_data(descriptor: int, path: Path, *, again: bool = False) -> None:
+    """Make a file's bytes and its length durable.
+
+    `again` says that the caller writes all that the file was to gain once more after a failure; else one is final.
+    """
+    with storage("fsync", path, again=again):
         os.fdatasync(descriptor)
 
 
@@ -106,7 +110,7 @@ def create_file(path: Path, data: bytes) -> None:
             os.fsync(descriptor)
         fsync_folder(path.parent)
     except StoreError:
-        path.unlink(missing_ok=True)
+        remove_file(path)
         raise
     finally:
         os.close(descriptor)
@@ -115,12 +119,17 @@ def create_file(path: Path, data: bytes) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Put `data` in place of what `path` names, durable: after a power cut it is the old file or the new one."""
     temporary = path.with_name(path.name + TEMPORARY)
-    with storage("remove", temporary):
-        temporary.unlink(missing_ok=True)
+    remove_file(temporary)
     create_file(temporary, data)
     with storage("rename", path):
-        temporary.replace(path)
+        os.replace(temporary, path)  # noqa: PTH105 - all calls that change a disk are in this file and look alike
     fsync_folder(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there. Not fsynced: after a power cut it may be back."""
+    with storage("remove", path), suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - as above
 
 
 def read_file(path: Path, *, max_bytes: int) -> bytes | None:

@@ -45,13 +45,17 @@ class NotFound(StoreError):  # noqa: N818
 
 
 @contextmanager
-def storage(action: str, path: Path) -> Iterator[None]:
-    """Turn every OSError of the block into StorageFull or StorageFailed; `action` as in "write"."""
+def storage(action: str, path: Path, *, again: bool = True) -> Iterator[None]:
+    """Turn every OSError of the block into StorageFull or StorageFailed; `action` as in "write".
+
+    Without `again` it is StorageFailed even where space is lacking, because trying again proves nothing: the
+    kernel reports a failed fsync once, and may have dropped the bytes.
+    """
     try:
         yield
     except OSError as error:
         reason = error.strerror or "unknown error"
-        if error.errno in _FULL:
+        if error.errno in _FULL and again:
             raise StorageFull(
                 f"cannot {action} {path.name}: {reason.lower()}",
                 hint="free space on the file system of the state folder; nothing was lost",

@@ -18,7 +18,8 @@ from typing import Final
 
 from quotary_attest.log.durable import fsync_data, open_file, read_at, truncate, write_at
 from quotary_attest.log.errors import DamagedError, storage
-from quotary_attest.log.tree import Growth, entry_hashes, fold
+from quotary_attest.log.tree import Growth
+from quotary_verifier.tlog.compact import leaf_hashes, parent_hashes
 from quotary_verifier.tlog.merkle import HASH_SIZE
 from quotary_verifier.tlog.tiles import TILE_HEIGHT, TILE_WIDTH
 
@@ -59,7 +60,8 @@ class HashFile:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
 
 class HashTree:
@@ -100,22 +102,24 @@ class HashTree:
             file = self._level(level)
             end = size >> (level * TILE_HEIGHT)
             for number in range(min(good >> (level * TILE_HEIGHT), len(file)), end):
-                file.write(number, [fold(self._row(level - 1, number * TILE_WIDTH, TILE_WIDTH))])
+                file.write(number, [_fold(self._row(level - 1, number * TILE_WIDTH, TILE_WIDTH))])
             file.cut(end)
 
-    def _row(self, level: int, first: int, count: int) -> list[bytes]:
-        data = (self._levels[level - 1] if level else self.entries).read(first, count)
-        hashes = [data[at : at + HASH_SIZE] for at in range(0, len(data), HASH_SIZE)]
-        return hashes if level else entry_hashes(hashes)
+    def _row(self, level: int, first: int, count: int) -> bytes:
+        """Return consecutive nodes of tile level `level`; those of level 0 are made from the entries."""
+        if level:
+            return self._levels[level - 1].read(first, count)
+        entries = self.entries.read(first, count)
+        return leaf_hashes([entries[at : at + HASH_SIZE] for at in range(0, len(entries), HASH_SIZE)])
 
     def node(self, height: int, number: int) -> bytes:
         """Return the hash of a complete node by one read of at most 128 hashes. The caller knows that it exists."""
         level, below = divmod(height, TILE_HEIGHT)
-        return fold(self._row(level, number << below, 1 << below))
+        return _fold(self._row(level, number << below, 1 << below))
 
     def tile(self, level: int, number: int, width: int) -> bytes:
         """Return the content of a hash tile. The caller knows that it exists."""
-        return b"".join(self._row(level, number * TILE_WIDTH, width))
+        return self._row(level, number * TILE_WIDTH, width)
 
     def bundle(self, number: int, width: int) -> bytes:
         """Return the content of an entry bundle: u16 length ‖ entry, `width` times."""
@@ -134,6 +138,13 @@ class HashTree:
 
 
 _LENGTH: Final = HASH_SIZE.to_bytes(2)
+
+
+def _fold(nodes: bytes) -> bytes:
+    """Return the root over 2^k nodes."""
+    while len(nodes) > HASH_SIZE:
+        nodes = parent_hashes(nodes)
+    return nodes
 
 
 def _top_level(size: int) -> int:

@@ -133,9 +133,9 @@ class History:
         descriptor = self._growing(file)
         try:
             write_at(descriptor, commit, offset, path)
-            fsync_data(descriptor, path)
+            fsync_data(descriptor, path, again=True)
             write_at(self._index, entry, position, self._index_path)
-            fsync_data(self._index, self._index_path)
+            fsync_data(self._index, self._index_path, again=True)
         except StoreError:
             self._undo(descriptor, offset, position)
             raise

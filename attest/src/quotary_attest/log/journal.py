@@ -23,7 +23,14 @@ from pathlib import Path
 from struct import pack, unpack_from
 from typing import Final
 
-from quotary_attest.log.durable import TEMPORARY, create_file, make_folder, read_file, replace_file
+from quotary_attest.log.durable import (
+    TEMPORARY,
+    create_file,
+    make_folder,
+    read_file,
+    remove_file,
+    replace_file,
+)
 from quotary_attest.log.errors import DamagedError, storage
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire import cbor
@@ -128,9 +135,8 @@ class Journal:
         """Open the folder, creating it, and remove what an interrupted replacement left."""
         self.folder = folder
         make_folder(folder)
-        with storage("clean", folder):
-            for path in folder.glob("*" + TEMPORARY):
-                path.unlink()
+        for path in list(folder.glob("*" + TEMPORARY)):
+            remove_file(path)
 
     def write(self, batch: StagedBatch) -> None:
         """Put a batch on disk, durable; one of the same start is replaced, whole or not at all.
@@ -163,9 +169,7 @@ class Journal:
 
     def remove(self, start: int) -> None:
         """Remove a batch, if it is there. Not fsynced: one that comes back is removed again."""
-        path = self._path(start)
-        with storage("remove", path):
-            path.unlink(missing_ok=True)
+        remove_file(self._path(start))
 
     def remove_below(self, size: int) -> None:
         """Remove the batches that begin below `size`, all of whose leaves are durable elsewhere."""

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from quotary_attest.log.blobs import Blobs
 from quotary_attest.log.durable import make_folder
-from quotary_attest.log.errors import NotFound, StorageFailed
+from quotary_attest.log.errors import DamagedError, NotFound, StorageFailed
 from quotary_attest.log.hashes import HashTree
 from quotary_attest.log.history import History
 from quotary_attest.log.journal import Journal, StagedBatch
@@ -41,6 +41,7 @@ from quotary_attest.log.tree import (
     inclusion_path,
     tree_root,
 )
+from quotary_verifier.errors import QuotaryError
 from quotary_verifier.wire.history import Commit
 
 
@@ -73,15 +74,24 @@ class Store:
         """Use `Store.open`."""
         make_folder(folder)
         self.folder = folder
-        self._journal = Journal(folder / "journal")
-        self._history = History(folder)
-        self._tree = HashTree(folder)
-        self._records = Records(folder / "records.sqlite")
-        self._blobs = Blobs(folder)
         self._failed = False
-        self._report, self._durable = recover(
-            self._journal, self._history, self._tree, self._records, self._blobs
-        )
+        with ExitStack() as opened:
+            self._journal = Journal(folder / "journal")
+            self._history = History(folder)
+            opened.callback(self._history.close)
+            self._tree = HashTree(folder)
+            opened.callback(self._tree.close)
+            self._records = Records(folder / "records.sqlite")
+            opened.callback(self._records.close)
+            self._blobs = Blobs(folder)
+            self._report, self._durable = recover(
+                self._journal, self._history, self._tree, self._records, self._blobs
+            )
+            self._load()
+            self._opened = opened.pop_all()
+
+    def _load(self) -> None:
+        """Read what is kept in memory: the last commit and the right edge."""
         self._last = self._commit(self._history.count - 1) if self._history.count else None
         self._edge = RightEdge.load(self.size, self._tree.node)
         self._published = Published(
@@ -278,7 +288,10 @@ class Store:
 
     def _commit(self, number: int) -> StoredCommit:
         entry = self._history.entry(number)
-        commit = Commit.decode(self._history.read(number))
+        try:
+            commit = Commit.decode(self._history.read(number))
+        except QuotaryError as error:
+            raise DamagedError(f"commit {number} of the history is not readable: {error}") from error
         return StoredCommit(number, entry.start, entry.first, entry.size, commit)
 
     def parts(self, output_id: bytes) -> AttestationParts:
@@ -313,10 +326,6 @@ class Store:
 
     def close(self) -> None:
         """Sync what is applied, as far as the disk allows, and close all files."""
-        try:
+        with self._opened:
             if not self._failed:
                 self.sync()
-        finally:
-            self._history.close()
-            self._tree.close()
-            self._records.close()

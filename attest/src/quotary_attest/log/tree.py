@@ -36,13 +36,6 @@ def parents(nodes: Sequence[bytes]) -> list[bytes]:
     return [sha(_NODE + left + right).digest() for left, right in zip(nodes[::2], nodes[1::2], strict=False)]
 
 
-def fold(nodes: Sequence[bytes]) -> bytes:
-    """Return the root over 2^k nodes."""
-    while len(nodes) > 1:
-        nodes = parents(nodes)
-    return nodes[0]
-
-
 @dataclass(frozen=True, slots=True)
 class _Level:
     """Consecutive nodes of one height: `base` is the number of the first, always even."""
