@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pycddl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.limits import MAX_ENROLMENT
 
+CDDL = pycddl.Schema((Path(__file__).parents[3] / "docs" / "spec" / "enrolment.cddl").read_text("utf-8"))
 ORIGIN = "gpu-1.example.com/" + "a2" * 16
 
 
@@ -97,6 +100,11 @@ def changed(kind: str, change: Callable[[dict[int, Any]], object]) -> bytes:
 @given(file=requests | challenges | activations | grants)
 def test_what_is_written_is_read_back(file: Request | Challenge | Activation | Grant) -> None:
     assert type(file).decode(file.encode()) == file
+
+
+@given(file=requests | challenges | activations | grants)
+def test_what_is_written_fits_the_cddl(file: Request | Challenge | Activation | Grant) -> None:
+    CDDL.validate_cbor(file.encode())
 
 
 @given(data=st.binary(max_size=200))
