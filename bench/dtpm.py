@@ -111,6 +111,8 @@ class Switchboard:
         """Cut every connection: clients see their transport fail."""
         with self._open_lock:
             victims, self._open = self._open, set()
+        if (tpm := self._tpm) is not None:
+            victims.add(tpm)  # a command that hangs must not keep us waiting for its turn to end
         for connection in victims:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)

@@ -94,7 +94,7 @@ class Tpm:
         self.board = Switchboard(machine.socket.with_name("board"), machine.socket, answer=self._answer)
         self.board.start()
         self._injected: list[tuple[int, int]] = []
-        self._before: dict[int, list[bytes]] = {}
+        self._before: dict[int, list[bytes | None]] = {}
 
     @property
     def tcti(self) -> str:
@@ -118,13 +118,13 @@ class Tpm:
         """Let the next `times` commands of a code fail with `rc`; they do not reach the TPM."""
         self._injected += [(code, rc)] * times
 
-    def before(self, code: int, *commands: bytes) -> None:
-        """Send `commands` ahead of the next ones of a code, one ahead of each: somebody else was faster."""
+    def before(self, code: int, *commands: bytes | None) -> None:
+        """Send `commands` ahead of the next ones of a code, one ahead of each (None: nothing)."""
         self._before.setdefault(code, []).extend(commands)
 
     def _answer(self, code: int, _command: bytes) -> bytes | None:
-        if waiting := self._before.get(code):
-            _succeed(self.board.exchange(waiting.pop(0)))
+        if (waiting := self._before.get(code)) and (other := waiting.pop(0)) is not None:
+            _succeed(self.board.exchange(other))
         for entry in self._injected:
             if entry[0] == code:
                 self._injected.remove(entry)

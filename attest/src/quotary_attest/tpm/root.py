@@ -169,7 +169,7 @@ class TpmRoot:
                 "the connection to the tpm is closed", hint="it is made anew as soon as the tpm answers"
             )
         try:
-            return await worker.run(lambda: job(session))
+            return await worker.run(lambda: session.perform(job))
         except TpmGone:
             await self._abandon(worker, session)
             raise

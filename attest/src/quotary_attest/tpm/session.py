@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from quotary_attest.roots import (
     QUOTED_PCRS,
@@ -22,7 +22,7 @@ from quotary_attest.roots import (
     Quote,
 )
 from quotary_attest.tpm.connection import Connection
-from quotary_attest.tpm.errors import TpmConflict, TpmError, TpmMissing
+from quotary_attest.tpm.errors import TpmConflict, TpmError, TpmGone, TpmMissing
 from quotary_attest.tpm.ima import ImaReplay
 from quotary_attest.tpm.keys import counter_value, load_ak, load_keys
 from quotary_attest.tpm.model import Authorizations, TpmIdentity
@@ -32,6 +32,8 @@ from quotary_attest.tpm.tss import lib
 from quotary_verifier.errors import QuotaryError
 from quotary_verifier.wire.bindings import ZERO, chain_extend
 from quotary_verifier.wire.tpm import Attest, pack_evidence, parse_attest
+
+T = TypeVar("T")
 
 EXTRA_QUOTES: Final = 3
 """How often the same digest is quoted again when PCRs moved during the quote (design section 3)."""
@@ -59,11 +61,24 @@ class Session:
         self._ima = ima
         self._suspended = suspended
         self._slept = suspended()
+        self._gone = False
         self._keys = load_keys(connection, identity, authorizations=authorizations)
         self._selection = pcr_selection(QUOTED_PCRS)
         self._scheme = lib.TPMT_SIG_SCHEME(scheme=lib.TPM2_ALG.NULL)
         self._pcrs: dict[int, bytes] | None = None
         self._clock = read_clock(connection)
+
+    def perform(self, job: Callable[[Session], T]) -> T:
+        """Do a job, unless an earlier one found the transport broken: then nothing is worth trying."""
+        if self._gone:
+            raise TpmGone(
+                "the connection to the tpm was lost", hint="it is made anew as soon as the tpm answers"
+            )
+        try:
+            return job(self)
+        except TpmGone:
+            self._gone = True
+            raise
 
     def platform(self) -> PlatformState:
         """Read clock and PCRs, and predict from them."""
