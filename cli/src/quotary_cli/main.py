@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from typing import Any
 
 import click
 
 from quotary_cli import __version__
+from quotary_cli.lazy import LazyGroup
 from quotary_cli.output import ExitCode, Failure, print_failure, wants_json
 
 _COMMANDS = {
@@ -19,33 +18,6 @@ _COMMANDS = {
     "agent": ("quotary_cli.agent", "agent", "Run the signing agent of an inference host."),
     "ca": ("quotary_cli.ca", "ca", "Run a certificate authority that endorses hosts."),
 }
-
-
-class LazyGroup(click.Group):
-    """A group that imports a subcommand only when it runs, so that `attest verify` starts fast."""
-
-    def __init__(self, *args: Any, lazy: dict[str, tuple[str, str, str]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._lazy = lazy
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all subcommands, in the order they are declared."""
-        return [*self._lazy, *super().list_commands(ctx)]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a subcommand, or None for a name that does not exist."""
-        if cmd_name not in self._lazy:
-            return super().get_command(ctx, cmd_name)
-        module, attribute, _ = self._lazy[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write the list of subcommands from the table, importing none of them."""
-        rows = [(name, text) for name, (_, _, text) in self._lazy.items()]
-        rows += [(name, command.get_short_help_str()) for name, command in sorted(self.commands.items())]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
 
 
 @click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attest agent init`: a new origin on this host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quotary_cli.agent_tpm import (
+    emulator_option,
+    host_failures,
+    reach_tpm,
+    state_option,
+    tpm_option,
+    write_choice,
+)
+from quotary_cli.enrolment import FILE, read_file, show
+from quotary_cli.output import ExitCode, Failure
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.wire.names import check_host
+
+SCHEMA = "quotary-agent-init/v1"
+_MAX_AUTH = 1024
+
+
+@click.command()
+@state_option
+@click.option(
+    "--host", required=True, help="The host's DNS name, in lower case; its certificate will carry it."
+)
+@tpm_option
+@emulator_option
+@click.option(
+    "--chain-pcr", type=click.IntRange(0, 23), help="PCR that chains the commits (default: chosen)."
+)
+@click.option("--workload-pcr", type=click.IntRange(0, 23), help="PCR of the workload log (default: chosen).")
+@click.option("--owner-auth-file", type=FILE, help="File whose first line authorises the owner hierarchy.")
+@click.option(
+    "--endorsement-auth-file", type=FILE, help="File whose first line authorises the endorsement hierarchy."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def init(
+    state: Path,
+    host: str,
+    tpm: str | None,
+    emulator: bool,
+    chain_pcr: int | None,
+    workload_pcr: int | None,
+    owner_auth_file: Path | None,
+    endorsement_auth_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a new origin: an attestation key and a start counter in the TPM, a genesis record, an empty log.
+
+    No PCR is touched. The state folder must be new or empty, and must never be restored from a backup.
+    """
+    try:
+        check_host(host)
+    except MalformedError as error:
+        raise Failure(f"--host {host}: {error}", code=ExitCode.USAGE) from None
+    with host_failures():
+        from quotary_attest.agent import init_state
+        from quotary_attest.state import StateError
+        from quotary_attest.tpm.connection import Connection
+        from quotary_attest.tpm.keys import counter_value, make_identity, open_counter
+        from quotary_attest.tpm.model import Authorizations
+        from quotary_attest.tpm.pcr_choice import choose_pcrs, known_uses
+        from quotary_attest.tpm.reading import read_pcrs
+
+        if (state / "identity").exists():
+            raise StateError(f"{state} holds an origin already", hint="a new origin needs a new state folder")
+        auths = Authorizations(owner=_auth(owner_auth_file), endorsement=_auth(endorsement_auth_file))
+        with reach_tpm(state, tpm, emulator=emulator) as tcti, Connection(tcti) as connection:
+            uses = {} if emulator else known_uses()
+            chain, workload = choose_pcrs(read_pcrs(connection), uses, chain=chain_pcr, workload=workload_pcr)
+            made = make_identity(connection, chain_pcr=chain, workload_pcr=workload, authorizations=auths)
+            counter = counter_value(connection, open_counter(connection, made))
+            identity = init_state(state, host, made, counter=counter)
+        write_choice(state, tpm, emulator=emulator)
+    properties = made.properties
+    kind = "software TPM" if properties.is_software else "TPM"
+    show(
+        {
+            "schema": SCHEMA,
+            "origin": identity.origin,
+            "state": str(state),
+            "tpm": f"{kind}: {properties.manufacturer} {properties.vendor} {properties.firmware:016x}",
+            "chain_pcr": str(chain),
+            "workload_pcr": str(workload),
+        },
+        as_json=as_json,
+    )
+
+
+def _auth(path: Path | None) -> bytes:
+    return b"" if path is None else read_file(path, _MAX_AUTH).split(b"\n", 1)[0].rstrip(b"\r")

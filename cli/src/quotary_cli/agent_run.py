@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attest agent run`: the agent in the foreground, with its local interface and, if asked for, its proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from quotary_cli.agent_tpm import emulator_option, host_failures, reach_tpm, state_option, tpm_option
+from quotary_cli.output import ExitCode, Failure, note
+
+if TYPE_CHECKING:
+    from quotary_attest.agent import Agent
+    from quotary_attest.workload import Workload
+
+SCHEMA = "quotary-agent-run/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line said."""
+
+    state: Path
+    models: tuple[str, ...]
+    engine: Path | None
+    arguments: tuple[str, ...]
+    upstream: str | None
+    listen: str | None
+    socket: Path
+    allowed_uids: tuple[int, ...]
+    resume: bool
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@state_option
+@tpm_option
+@emulator_option
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Weights to measure; NAME=FILE again for each shard.",
+)
+@click.option(
+    "--engine",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The model server's binary, to measure.",
+)
+@click.option("--upstream", metavar="URL", help="The model server's address, such as http://127.0.0.1:8080.")
+@click.option("--listen", metavar="HOST:PORT", help="Where the proxy listens; needs --upstream.")
+@click.option(
+    "--socket", type=click.Path(path_type=Path), help="The local interface (default: STATE/agent.sock)."
+)
+@click.option(
+    "--allow-uid",
+    "uids",
+    type=int,
+    multiple=True,
+    help="User who may use the local interface, besides the agent's own and root.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on although somebody else extended the chain PCR; auditors see a gap."
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE_ARGUMENT...]")
+def run(
+    state: Path,
+    tpm: str | None,
+    emulator: bool,
+    models: tuple[str, ...],
+    engine: Path | None,
+    upstream: str | None,
+    listen: str | None,
+    socket: Path | None,
+    uids: tuple[int, ...],
+    resume: bool,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run the agent until it is told to stop (SIGTERM or Ctrl-C); it finishes what it has acknowledged.
+
+    The files named with --model and --engine, and the engine's arguments after --, are measured into the workload log
+    before anything is served. When all is ready, one JSON object on standard output says where.
+    """
+    if (upstream is None) != (listen is None):
+        raise Failure("--upstream and --listen belong together", code=ExitCode.USAGE)
+    if arguments and engine is None:
+        raise Failure("engine arguments need --engine", code=ExitCode.USAGE)
+    options = Options(
+        state, models, engine, arguments, upstream, listen, socket or state / "agent.sock", uids, resume
+    )
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    with host_failures(), reach_tpm(state, tpm, emulator=emulator) as tcti:
+        workload = _measure(options)
+        asyncio.run(_serve(options, tcti, workload))
+
+
+def _measure(options: Options) -> Workload:
+    from quotary_attest.measure import ModelFile, measure_file
+    from quotary_attest.workload import Engine, Workload, measure_models
+
+    shards: dict[str, list[Path]] = {}
+    for text in options.models:
+        name, _, file = text.rpartition("=")
+        path = Path(file)
+        if not path.is_file():
+            raise Failure(f"--model {text}: no such file", code=ExitCode.USAGE)
+        shards.setdefault(name or path.stem, []).append(path)
+    files = [ModelFile(name, tuple(paths)) for name, paths in shards.items()]
+    total = sum(path.stat().st_size for paths in shards.values() for path in paths)
+    engine = None
+    if options.engine is not None:
+        measured = measure_file(options.engine)
+        engine = Engine(options.engine.name, measured.digest, options.arguments)
+    if not files:
+        return Workload((), engine)
+    note(f"measuring {total / 1e6:.0f} MB of weights")
+    with click.progressbar(
+        length=total, label="weights", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        return Workload(measure_models(files, bar.update), engine)
+
+
+async def _serve(options: Options, tcti: str, workload: Workload) -> None:
+    from quotary_attest.agent import Agent
+    from quotary_attest.state import read_identity
+    from quotary_attest.tpm.root import open_root
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    identity = read_identity(options.state)
+    root = await open_root(identity.tpm, tcti)
+    agent = await Agent.start(options.state, root=root, workload=workload, resume=options.resume)
+    async with agent, AsyncExitStack() as stack:
+        ready = await _open_doors(options, agent, stack)
+        print(json.dumps(ready), flush=True)
+        await stop.wait()
+        note("stopping: what was handed in is committed first")
+
+
+async def _open_doors(options: Options, agent: Agent, stack: AsyncExitStack) -> dict[str, object]:
+    from quotary_attest.serving.local import LocalApi
+
+    from quotary_attest.serving.proxy import Proxy, ProxyConfig
+
+    local = await stack.enter_async_context(LocalApi(agent, allowed_uids=options.allowed_uids))
+    await local.listen(options.socket)
+    ready: dict[str, object] = {"schema": SCHEMA, "origin": agent.origin, "socket": str(options.socket)}
+    if options.upstream is not None and options.listen is not None:
+        model = agent.models[0] if agent.models else None
+        engine = None if options.engine is None else options.engine.name
+        config = ProxyConfig(options.upstream, model=model, engine=engine)
+        proxy = await stack.enter_async_context(Proxy(agent, config))
+        host, port = _address(options.listen)
+        ready["proxy"] = f"http://{host}:{await proxy.listen(host, port)}"
+    return ready
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) > 0xFFFF:
+        raise Failure(f"--listen {text}: not HOST:PORT", code=ExitCode.USAGE)
+    return host.strip("[]"), int(port)
