@@ -211,6 +211,20 @@ def another_nonce() -> Case:
 
 
 @case
+def another_nonce_than_the_policy_expects() -> Case:
+    forge = Forge()
+    policy = forge.policy(f'[freshness]\nexpected_nonce = "{(b"m" * 32).hex()}"\n')
+    return _case(forge, forge.attestation(), Step.NONCE, policy=policy, nonce=None)
+
+
+@case
+def the_nonce_that_the_policy_expects() -> Case:
+    forge = Forge()
+    policy = forge.policy(f'[freshness]\nexpected_nonce = "{(b"n" * 32).hex()}"\n')
+    return _case(forge, forge.attestation(), None, policy=policy, nonce=None)
+
+
+@case
 def nonce_that_is_a_prefix() -> Case:
     forge = Forge()
     return _case(forge, forge.attestation(), Step.NONCE, nonce=b"n" * 31)

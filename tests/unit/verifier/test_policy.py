@@ -68,6 +68,8 @@ REFUSED = {
     "an unknown link": PIN + '[[model]]\nname = "m"\nlink = "hoped"\n',
     "an unknown state": PIN + '[output]\nstates = ["fine"]\n',
     "no state": PIN + "[output]\nstates = []\n",
+    "a nonce that is too short": PIN + '[freshness]\nexpected_nonce = "00"\n',
+    "a nonce in upper case": PIN + f'[freshness]\nexpected_nonce = "{"AA" * 8}"\n',
     "an age of nothing": PIN + "[freshness]\nmax_age = 0\n",
     "a log key as a witness": PIN
     + '[witnesses]\nkeys = ["PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"]\n',

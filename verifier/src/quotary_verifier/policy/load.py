@@ -12,6 +12,7 @@ from quotary_verifier.errors import MalformedError, PolicyError, QuotaryError
 from quotary_verifier.pki.chain import TrustAnchors
 from quotary_verifier.policy.model import AllowedModel, Authority, Freshness, Policy, Witnesses
 from quotary_verifier.tlog.note import TYPE_COSIGNATURE, VerifierKey, parse_vkey
+from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
 from quotary_verifier.wire.names import check_host, check_origin
 from quotary_verifier.wire.records import Link, State
 
@@ -184,8 +185,10 @@ def _states(table: _Table) -> frozenset[State]:
 
 
 def _freshness(table: _Table) -> Freshness:
+    expected = table.maybe("expected_nonce", str)
     freshness = Freshness(
-        nonce=table.take("nonce", bool, False),
+        nonce=table.take("nonce", bool, expected is not None),
+        expected_nonce=None if expected is None else table.convert("expected_nonce", expected, _nonce),
         max_age=table.maybe("max_age", int),
         trust_host_clock=table.take("trust_host_clock", bool, False),
     )
@@ -193,6 +196,13 @@ def _freshness(table: _Table) -> Freshness:
         table.fail("max_age", "must be a positive number of seconds")
     table.finish()
     return freshness
+
+
+def _nonce(text: str) -> bytes:
+    nonce = bytes.fromhex(text)
+    if nonce.hex() != text or not MIN_NONCE <= len(nonce) <= MAX_NONCE:
+        raise MalformedError(f"a nonce is {MIN_NONCE} to {MAX_NONCE} bytes in lower-case hexadecimal")
+    return nonce
 
 
 def _witnesses(table: _Table) -> Witnesses:

@@ -43,11 +43,13 @@ class AllowedModel:
 class Freshness:
     """What shows that an output is not older than it should be.
 
-    `nonce`: the caller must give a nonce and the record must carry it. `max_age` in seconds is measured from the
+    `nonce`: the caller must give a nonce and the record must carry it; `expected_nonce` is that nonce, where the policy
+    was written for one exchange and the caller need not give it. `max_age` in seconds is measured from the
     earliest time that a witness quorum shows, or from the record's own time if `trust_host_clock`.
     """
 
     nonce: bool = False
+    expected_nonce: bytes | None = None
     max_age: int | None = None
     trust_host_clock: bool = False
 

@@ -107,11 +107,21 @@ def _output_steps(
         run.skip(Step.REQUEST, NOT_ASKED)
     else:
         run.do(Step.REQUEST, check_request, record, parsed.request_key, question.request)
-    if question.nonce is None:
-        run.skip(Step.NONCE, NOT_ASKED)
+    if _nonces(question, policy):
+        run.do(Step.NONCE, _check_nonces, question, policy, record)
     else:
-        run.do(Step.NONCE, check_nonce, record, question.nonce)
+        run.skip(Step.NONCE, NOT_ASKED)
     return match
+
+
+def _nonces(question: Question, policy: Policy) -> tuple[bytes, ...]:
+    """Return the nonces that the record must carry: the caller's, and the one that the policy names."""
+    return tuple(nonce for nonce in (question.nonce, policy.freshness.expected_nonce) if nonce is not None)
+
+
+def _check_nonces(question: Question, policy: Policy, record: Output) -> None:
+    for nonce in _nonces(question, policy):
+        check_nonce(record, nonce)
 
 
 def _match(question: Question, policy: Policy, record: Output) -> Match:
@@ -127,7 +137,9 @@ def _leaf_steps(
     run.do(Step.INCLUSION, check_inclusion, leaf, parsed.index, parsed.path, commit)
     run.do(Step.QUOTE_RANGE, check_range, parsed.index, commit)
     model = run.do(Step.MODEL, check_model, policy, record, commit)
-    run.do(Step.FRESHNESS, check_freshness, policy, record, commit, question.at, question.nonce is not None)
+    run.do(
+        Step.FRESHNESS, check_freshness, policy, record, commit, question.at, bool(_nonces(question, policy))
+    )
     return model
 
 
@@ -239,12 +251,11 @@ class VerifiedCommit:
             match = _match(question, policy, record)
             if question.request is not None:
                 check_request(record, parsed.request_key, question.request)
-            if question.nonce is not None:
-                check_nonce(record, question.nonce)
+            _check_nonces(question, policy, record)
             check_inclusion(_leaf(parsed.record), parsed.index, parsed.path, commit)
             check_range(parsed.index, commit)
             model = check_model(policy, record, commit)
-            check_freshness(policy, record, commit, question.at, question.nonce is not None)
+            check_freshness(policy, record, commit, question.at, bool(_nonces(question, policy)))
         except (MalformedError, EvidenceError, UnsupportedError):
             return verify(attestation, question, policy)
         return make_verdict(lambda: self._report(question, parsed, record, match, model))
