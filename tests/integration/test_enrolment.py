@@ -13,19 +13,21 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from enrolling import HOST, NOW, EnrollingCa, EnrollingHost, altered, later, with_genesis
 from soft_tpm import ecc_key
 from tpms import Machine, Tpm
 
 from quotary_attest.enrol.credential import make_credential
-from quotary_attest.enrol.errors import Refused
+from quotary_attest.enrol.errors import EnrolmentUsageError, Refused
 from quotary_attest.enrol.files import Activation, Challenge, Request, file_digest
+from quotary_attest.enrol.issuance import make_ak_certificate, make_root
 from quotary_attest.state import read_certificates
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.errors import TpmError, TpmForeignKey
 from quotary_attest.tpm.tss import lib
-from quotary_verifier.errors import EvidenceError, MalformedError, QuotaryError
+from quotary_verifier.errors import EvidenceError, MalformedError, QuotaryError, UnsupportedError
 from quotary_verifier.pki.chain import TrustAnchors, verify_ak_chain
 from quotary_verifier.wire.records import Genesis
 from quotary_verifier.wire.tpm import CURVE_P384, parse_public
@@ -232,6 +234,21 @@ def test_without_looking_at_the_attributes_a_software_key_would_pass(host: Enrol
         assert activate_with(connection, loaded, challenge) == secret
 
 
+def test_an_origin_without_a_key_in_a_tpm_is_not_enrolled(host: EnrollingHost, ca: EnrollingCa) -> None:
+    with refused("only TPM origins", EvidenceError):
+        ca.challenge(with_genesis(host.request(), dataclasses.replace(host.identity.genesis, tpm=None)))
+
+
+def test_a_start_counter_that_is_no_counter_is_refused(host: EnrollingHost, ca: EnrollingCa) -> None:
+    genesis = host.identity.genesis
+    assert genesis.tpm is not None
+    counter = genesis.tpm.counter
+    attributes = int.from_bytes(counter[6:10]) & ~0xF0
+    plain = dataclasses.replace(genesis.tpm, counter=counter[:6] + attributes.to_bytes(4) + counter[10:])
+    with refused("not a counter", EvidenceError):
+        ca.challenge(with_genesis(host.request(), dataclasses.replace(genesis, tpm=plain)))
+
+
 # the endorsement key
 
 
@@ -299,6 +316,19 @@ def test_a_certificate_file_of_another_tpm_makes_no_request(host: EnrollingHost,
     certificate = Request.decode(foreign.request()).ek_certificate
     with refused("fits an endorsement key"):
         host.request(certificate=certificate)
+
+
+def certificate_for(key: Any) -> bytes:
+    """Some certificate of a key, as a file might hold."""
+    return make_root("Example", key, now=NOW, days=1).public_bytes(Encoding.DER)
+
+
+def test_a_certificate_file_with_a_key_of_another_kind_makes_no_request(host: EnrollingHost) -> None:
+    for curve in (ec.SECP256K1(), ec.SECP521R1()):
+        with refused("are not supported", UnsupportedError):
+            host.request(certificate=certificate_for(ec.generate_private_key(curve)))
+    with refused("cannot be read", MalformedError):
+        host.request(certificate=b"\x30\x00")
 
 
 # files that somebody changed
@@ -490,6 +520,14 @@ def test_a_grant_of_an_earlier_enrolment_is_not_installed(host: EnrollingHost, c
         host.install(earlier)
 
 
+def test_a_ca_whose_root_has_expired_issues_nothing(host: EnrollingHost, ca: EnrollingCa) -> None:
+    after = ca.folder.root.not_valid_after_utc
+    activation = host.activate(ca.challenge(host.request(), now=after), now=after)
+    with refused("has expired", EnrolmentUsageError):
+        ca.issue(activation, now=after)
+    assert ca.idle
+
+
 # who is who
 
 
@@ -602,8 +640,6 @@ def test_a_grant_with_an_older_certificate_of_this_key_for_another_log_is_not_in
 ) -> None:
     entry, grant = (issued := ca.enrol(host)).entry, issued.grant
     issuer = ca.folder.issuer()
-    from quotary_attest.enrol.issuance import make_ak_certificate
-
     key = x509.load_der_x509_certificate(entry.certificate).public_key()
     leaf = make_ak_certificate(issuer, key, origin=other_origin(host.origin), tpm=None, now=NOW, days=1)  # type: ignore[arg-type]
     with refused("does not name this host's log", EvidenceError):

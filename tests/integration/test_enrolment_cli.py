@@ -11,17 +11,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from enrolling import HOST, EnrollingHost, altered
 from tpms import Tpm
 
+from quotary_attest.enrol.files import Request
 from quotary_attest.enrol.store import create_ca
 from quotary_attest.state import read_certificates
-from quotary_cli.enroll import enroll
+from quotary_attest.tpm.connection import Connection
+from quotary_attest.tpm.tss import lib
 from quotary_cli.main import run
-from quotary_cli.output import Failure
 from quotary_verifier.pki.chain import TrustAnchors, verify_ak_chain
 
 
@@ -46,22 +47,16 @@ class Desk:
 
     def enroll(self, command: str, *arguments: object) -> tuple[int, Any]:
         """`attest agent enroll COMMAND --state state ARGUMENTS --json`: exit code and object."""
-        line = [command, *map(str, arguments), "--state", str(self.host.folder), "--json"]
-        try:
-            code = enroll.main(args=line, prog_name="enroll", standalone_mode=False) or 0
-        except Failure as failure:
-            return int(failure.code), {"error": str(failure), "hint": failure.hint}
-        except click.UsageError as error:
-            return 2, {"error": error.format_message()}
-        return code, json.loads(self._capsys.readouterr().out)
+        line = ["agent", "enroll", command, "--state", str(self.host.folder), *map(str, arguments), "--json"]
+        return run(line), json.loads(self._capsys.readouterr().out)
 
     def init(self, *options: object) -> tuple[int, Any]:
         """Make the CA."""
         return self.ca("init", "--name", "Example AK CA", *options)
 
-    def request(self) -> tuple[int, Any]:
+    def request(self, *options: object) -> tuple[int, Any]:
         """The host asks."""
-        return self.enroll("request", "--tcti", self.host.tpm.tcti, "--out", self.file("request"))
+        return self.enroll("request", "--tpm", self.host.tpm.tcti, "--out", self.file("request"), *options)
 
     def challenge(self, *options: object) -> tuple[int, Any]:
         """The CA challenges."""
@@ -71,7 +66,7 @@ class Desk:
     def activate(self) -> tuple[int, Any]:
         """The host answers."""
         files = (self.file("challenge"), "--out", self.file("activation"))
-        return self.enroll("activate", *files, "--tcti", self.host.tpm.tcti)
+        return self.enroll("activate", *files, "--tpm", self.host.tpm.tcti)
 
     def issue(self, *options: object) -> tuple[int, Any]:
         """The CA grants."""
@@ -195,7 +190,7 @@ def test_a_file_with_no_root_ends_with_two(desk: Desk) -> None:
 
 
 def test_a_tpm_that_is_not_there_ends_with_four(desk: Desk) -> None:
-    code, said = desk.enroll("request", "--tcti", "device:/nonexistent/tpm", "--out", desk.file("request"))
+    code, said = desk.enroll("request", "--tpm", "device:/nonexistent/tpm", "--out", desk.file("request"))
     assert code == 4
     assert said["hint"]
 
@@ -204,6 +199,68 @@ def test_a_folder_without_an_origin_ends_with_four(desk: Desk) -> None:
     desk.file("state").joinpath("identity").unlink()
     code, said = desk.request()
     assert (code, said["hint"]) == (4, "make one with `attest agent init`")
+
+
+@pytest.mark.parametrize("encoding", [Encoding.DER, Encoding.PEM])
+def test_an_endorsement_certificate_may_come_from_a_file(desk: Desk, encoding: Encoding) -> None:
+    der = Request.decode(desk.host.request(kind="rsa-2048")).ek_certificate
+    issuer = x509.load_pem_x509_certificate(desk.host.tpm.machine.ek_issuer.read_bytes())
+    leaf, middle = desk.file("ek"), desk.file("issuer")
+    leaf.write_bytes(x509.load_der_x509_certificate(der).public_bytes(encoding))
+    middle.write_bytes(issuer.public_bytes(encoding))
+    assert desk.request("--ek-certificate", leaf, "--ek-intermediate", middle)[0] == 0
+    made = Request.decode(desk.file("request").read_bytes())
+    assert (made.ek_certificate, made.intermediates) == (der, (issuer.public_bytes(Encoding.DER),))
+
+
+def test_a_file_that_is_no_certificate_ends_with_two(desk: Desk) -> None:
+    desk.file("ek").write_text("nothing")
+    code, said = desk.request("--ek-certificate", desk.file("ek"))
+    assert (code, said["error"]) == (2, f"{desk.file('ek')}: not a certificate")
+
+
+def test_an_unusable_certificate_among_the_roots_is_named_and_spoils_nothing(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.init()
+    desk.request()
+    roots = desk.file("ek-roots.pem")
+    leaf = x509.load_der_x509_certificate(Request.decode(desk.file("request").read_bytes()).ek_certificate)
+    roots.write_bytes(leaf.public_bytes(Encoding.PEM) + roots.read_bytes())
+    assert run(["ca", "challenge", *map(str, (desk.file("ca"), desk.file("request"))), "--ek-roots", str(roots),
+                "--out", str(desk.file("challenge"))]) == 0  # fmt: skip
+    assert "certificate 1 left out: not a ca certificate" in capsys.readouterr().err
+
+
+def test_without_a_root_among_the_roots_it_ends_with_two(desk: Desk) -> None:
+    desk.init()
+    desk.request()
+    desk.file("ek-roots.pem").write_bytes(desk.host.tpm.machine.ek_issuer.read_bytes())
+    code, said = desk.challenge()
+    assert (code, said["hint"]) == (2, "name a file with the manufacturer's root")
+
+
+def test_an_answer_that_cannot_be_written_ends_with_four(desk: Desk) -> None:
+    desk.init()
+    desk.request()
+    files = (
+        desk.file("request"),
+        "--ek-roots",
+        desk.file("ek-roots.pem"),
+        "--out",
+        "/proc/nowhere/challenge",
+    )
+    assert desk.ca("challenge", *files)[0] == 4
+
+
+def test_the_endorsement_hierarchys_authorisation_comes_from_a_file(desk: Desk) -> None:
+    with Connection(desk.host.tpm.tcti) as connection:
+        connection.commands.hierarchy_change_auth(lib.ESYS_TR.ENDORSEMENT, b"owner's word")
+    code, said = desk.request()
+    assert code == 4
+    assert "authoris" in said["error"]
+    desk.file("auth").write_text("owner's word\n")
+    assert desk.request("--endorsement-auth-file", desk.file("auth"))[0] == 0
 
 
 def test_an_encrypted_key_needs_its_passphrase_and_a_wrong_one_costs_no_challenge(desk: Desk) -> None:
@@ -255,8 +312,6 @@ def ask_openssl(*arguments: object) -> str:
 @pytest.fixture
 def pem(enrolled: Desk) -> Callable[[], Path]:
     """The installed certificate as a PEM file."""
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     (der,) = read_certificates(enrolled.host.folder)
     path = enrolled.file("ak.pem")
     path.write_bytes(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM))

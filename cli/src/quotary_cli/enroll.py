@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from quotary_cli.agent_tpm import reach_tpm, state_option, tpm_option
 from quotary_cli.enrolment import (
     FILE,
-    FOLDER,
     failures,
     json_option,
     now,
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "quotary-enroll/v1"
 
-state_option = click.option("--state", required=True, type=FOLDER, help="The agent's state folder.")
-tcti_option = click.option(
-    "--tcti", default="device:/dev/tpmrm0", show_default=True, help="How to reach the TPM, as a TSS string."
-)
 auth_option = click.option(
     "--endorsement-auth-file", type=FILE, help="File whose first line authorises the endorsement hierarchy."
 )
@@ -51,7 +47,7 @@ def enroll() -> None:
 
 @enroll.command()
 @state_option
-@tcti_option
+@tpm_option
 @auth_option
 @click.option(
     "--ek", "kind", type=click.Choice(["ecc-p256", "ecc-p384", "rsa-2048"]), help="Use this endorsement key."
@@ -66,7 +62,7 @@ def enroll() -> None:
 @json_option
 def request(
     state: Path,
-    tcti: str,
+    tpm: str | None,
     endorsement_auth_file: Path | None,
     kind: str | None,
     ek_certificate: Path | None,
@@ -82,7 +78,7 @@ def request(
         from quotary_attest.state import read_identity
         from quotary_attest.tpm.connection import Connection
 
-        with Connection(tcti) as connection:
+        with reach_tpm(state, tpm) as tcti, Connection(tcti) as connection:
             made = make_request(
                 connection,
                 state,
@@ -99,12 +95,17 @@ def request(
 @enroll.command()
 @click.argument("challenge", type=FILE)
 @state_option
-@tcti_option
+@tpm_option
 @auth_option
 @out_option
 @json_option
 def activate(
-    challenge: Path, state: Path, tcti: str, endorsement_auth_file: Path | None, out: Path, as_json: bool
+    challenge: Path,
+    state: Path,
+    tpm: str | None,
+    endorsement_auth_file: Path | None,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Open the CA's CHALLENGE with the TPM and write the answer."""
     data = read_file(challenge)
@@ -112,7 +113,7 @@ def activate(
         from quotary_attest.enrol.host import activate as open_challenge
         from quotary_attest.tpm.connection import Connection
 
-        with Connection(tcti) as connection:
+        with reach_tpm(state, tpm) as tcti, Connection(tcti) as connection:
             authorizations = _authorizations(endorsement_auth_file)
             made = open_challenge(connection, state, data, now(), authorizations=authorizations)
     write_file(out, made)

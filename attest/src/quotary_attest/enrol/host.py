@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -48,6 +49,8 @@ from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedEr
 from quotary_verifier.pki.chain import AkEndorsement, TrustAnchors, verify_ak_chain
 from quotary_verifier.wire.limits import MAX_ENROLMENT
 from quotary_verifier.wire.tpm_public import CURVE_P256, EccPoint, Public, parse_public
+
+_CURVE_KINDS: Final = {"secp256r1": "ecc-p256", "secp384r1": "ecc-p384"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,8 @@ def make_request(
 def _given(certificate: bytes) -> EkCertificate:
     """An EK certificate from a file. MalformedError or UnsupportedError where it is none."""
     key = _key_of(certificate)
-    size = key.key_size
-    kind = f"ecc-p{size}" if isinstance(key, ec.EllipticCurvePublicKey) else f"rsa-{size}"
+    kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else f"rsa-{key.key_size}"
+    kind = _CURVE_KINDS.get(kind, kind)
     if kind not in EK_KINDS:
         raise UnsupportedError(f"endorsement keys of the kind {kind} are not supported")
     return EkCertificate(kind, 0, certificate)
