@@ -28,7 +28,6 @@ _PEM_BLOCK: Final = re.compile(
 )
 _MAX_BUNDLE: Final = 1 << 22
 
-
 UNREADABLE: Final = (
     ValueError,
     Warning,
@@ -136,19 +135,15 @@ def read_ca_certificate(der: bytes) -> CaCertificate:
     """
     mended = mend(der)
     try:
-        certificate = x509.load_der_x509_certificate(mended.der if mended.faults else der)
-        _check_ca(certificate)
-        root = _signs_itself(certificate, mended.signed)
-        subject = _subject(certificate)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # real CAs have names longer than X.520 allows
+            certificate = x509.load_der_x509_certificate(mended.der if mended.faults else der)
+            _check_ca(certificate)
+            root = _signs_itself(certificate, mended.signed)
+            subject = certificate.subject.rfc4514_string()
     except (*UNREADABLE, UnsupportedAlgorithm) as error:
         raise MalformedError(f"a ca certificate cannot be read: {error}") from None
     return CaCertificate(certificate, hashlib.sha256(der).digest(), subject, root, mended.faults)
-
-
-def _subject(certificate: x509.Certificate) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # real roots have names longer than X.520 allows
-        return certificate.subject.rfc4514_string()
 
 
 def _check_ca(certificate: x509.Certificate) -> None:

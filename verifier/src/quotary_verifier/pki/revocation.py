@@ -20,6 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from quotary_verifier.errors import MalformedError
+from quotary_verifier.pki.anchors import UNREADABLE
 
 _MAX_CRL: Final = 1 << 24
 _UNDERSTOOD: Final = frozenset({x509.CRLNumber.oid, x509.AuthorityKeyIdentifier.oid})
@@ -47,7 +48,7 @@ def read_crl(der: bytes) -> x509.CertificateRevocationList:
         raise MalformedError(f"a crl of {len(der)} bytes is too large")
     try:
         return x509.load_der_x509_crl(der)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise MalformedError(f"a crl cannot be read: {error}") from None
 
 
@@ -97,7 +98,7 @@ def _is_of(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> boo
             same = crl.issuer == issuer.subject and usage.crl_sign
         unknown = any(one.critical and one.oid not in _UNDERSTOOD for one in crl.extensions)
         return same and not unknown and crl.is_signature_valid(key)
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound):
+    except (*UNREADABLE, UnsupportedAlgorithm, x509.ExtensionNotFound):
         return False
 
 
