@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -149,12 +150,12 @@ async def _serve(options: Options, tcti: str, workload: Workload) -> None:
 
 
 async def _open_doors(options: Options, agent: Agent, stack: AsyncExitStack) -> dict[str, object]:
-    from quotary_attest.serving.local import LocalApi
-
+    from quotary_attest.serving.local import LocalConfig, LocalInterface
+    from quotary_attest.serving.peers import Allowed
     from quotary_attest.serving.proxy import Proxy, ProxyConfig
 
-    local = await stack.enter_async_context(LocalApi(agent, allowed_uids=options.allowed_uids))
-    await local.listen(options.socket)
+    users = frozenset((0, os.geteuid(), *options.allowed_uids))
+    await stack.enter_async_context(LocalInterface(agent, LocalConfig(options.socket, Allowed(users))))
     ready: dict[str, object] = {"schema": SCHEMA, "origin": agent.origin, "socket": str(options.socket)}
     if options.upstream is not None and options.listen is not None:
         model = agent.models[0] if agent.models else None

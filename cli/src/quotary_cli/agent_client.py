@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attest agent sign` and `attest agent status`: clients of the running agent's local interface."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quotary_cli.enrolment import show, write_file
+from quotary_cli.output import ExitCode, Failure, print_json
+
+SIGN_SCHEMA = "quotary-agent-sign/v1"
+STATUS_SCHEMA = "quotary-agent-status/v1"
+_TIMEOUT = 120.0
+_MAX_ANSWER = 256 * 1024 * 1024
+_BLOCK = 1 << 20
+
+state_option = click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The agent's state folder; its socket lies there.",
+)
+socket_option = click.option(
+    "--socket", "path", type=click.Path(path_type=Path), help="The agent's local interface."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("agent", timeout=_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_TIMEOUT)
+        self.sock.connect(str(self._path))
+
+
+@click.command()
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
+@state_option
+@socket_option
+@click.option("--nonce", metavar="HEX", help="Bind this nonce of 8 to 64 bytes into each record.")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder for the answers.",
+)
+@json_option
+def sign(
+    files: tuple[Path, ...],
+    state: Path | None,
+    path: Path | None,
+    nonce: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Have the running agent attest FILES; each gets a FILE.attestation beside it, or in the folder of --out.
+
+    Only digests go to the agent. The record says that a local caller submitted the output, and names no model.
+    """
+    request: dict[str, Any] = {"items": [{"digests": {"body": _digest(file)}} for file in files]}
+    if nonce is not None:
+        request["nonce"] = nonce
+    answer = _call(_socket(state, path), "POST", "/v1/attest", request)
+    results = []
+    for file, item in zip(files, answer["outputs"], strict=True):
+        target = (file.parent if out is None else out) / f"{file.name}.attestation"
+        write_file(target, base64.b64decode(item["attestation"]))
+        results.append({"file": str(file), "output_id": item["output_id"], "attestation": str(target)})
+    if as_json:
+        print_json({"schema": SIGN_SCHEMA, "outputs": results})
+        return
+    for result in results:
+        show(result, as_json=False)
+
+
+@click.command()
+@state_option
+@socket_option
+@json_option
+def status(state: Path | None, path: Path | None, as_json: bool) -> None:
+    """Show how the running agent is: origin, state, log size, boot, models, certificates."""
+    answer = _call(_socket(state, path), "GET", "/v1/status", None)
+    if as_json:
+        print_json({"schema": STATUS_SCHEMA, **answer})
+        return
+    show({key: _text(value) for key, value in answer.items() if value not in ("", [])}, as_json=False)
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _socket(state: Path | None, path: Path | None) -> Path:
+    if path is not None:
+        return path
+    if state is None:
+        raise Failure("which agent: --state or --socket is needed", code=ExitCode.USAGE)
+    return state / "agent.sock"
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise Failure(f"{file}: {(error.strerror or '').lower()}", code=ExitCode.USAGE) from None
+    return digest.hexdigest()
+
+
+def _call(path: Path, method: str, target: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    connection = _Connection(path)
+    try:
+        connection.request(
+            method, target, None if body is None else json.dumps(body), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        data = response.read(_MAX_ANSWER)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Failure(
+            f"the agent does not answer at {path}: {reason.lower()}",
+            code=ExitCode.FAILURE,
+            hint="start it with `attest agent run`, or name its socket with --socket",
+        ) from None
+    finally:
+        connection.close()
+    try:
+        answer: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise Failure(f"what answers at {path} is not the agent", code=ExitCode.FAILURE) from None
+    if response.status != http.client.OK:
+        raise Failure(_refusal(answer), code=_code(response.status))
+    return answer
+
+
+def _refusal(answer: dict[str, Any]) -> str:
+    error = answer.get("error")
+    return str(error.get("message", "no reason given")) if isinstance(error, dict) else "no reason given"
+
+
+def _code(status_code: int) -> ExitCode:
+    bad_request = status_code in (http.client.BAD_REQUEST, http.client.REQUEST_ENTITY_TOO_LARGE)
+    return ExitCode.USAGE if bad_request else ExitCode.FAILURE
