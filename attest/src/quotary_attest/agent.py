@@ -183,6 +183,12 @@ class Agent:
 
     # -- outputs
 
+    @property
+    def outage(self) -> Unavailable | None:
+        """What `submit` would raise now because nothing can be attested; None while something can."""
+        reason = self._engine.reason
+        return None if reason is None else Unavailable(reason[0], hint=reason[1])
+
     def new_output_id(self) -> bytes:
         """Return a new output id, 24 bytes: a UUIDv7 and 64 random bits."""
         return make_output_id(self._host.world.now(), self._draw)

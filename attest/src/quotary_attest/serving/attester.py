@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What serving asks of the agent, so that it can be tested and used without one. `quotary_attest.agent.Agent` has it.
 
-All methods but the first three may wait for the hardware. They raise the errors of `quotary_attest.engine.errors`:
-Unavailable where nothing can be attested now, Busy where the queue is full, UnknownOutput, NotServed.
+What is awaited may wait for the hardware. It raises the errors of `quotary_attest.engine.errors`: Unavailable where
+nothing can be attested now, Busy where the queue is full, UnknownOutput, NotServed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ class LogReader(Protocol):
 
 class Attester(Protocol):
     """An agent, as the proxy and the local interface see it."""
+
+    @property
+    def outage(self) -> Exception | None:
+        """Why nothing can be attested now; None while something can."""
+        ...
 
     def new_output_id(self) -> bytes:
         """Return 24 fresh bytes."""

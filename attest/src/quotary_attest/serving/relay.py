@@ -104,7 +104,7 @@ class StreamRelay:
                 sent.update(data)
                 if reader is not None:
                     reader.feed(data)
-            if ticket.hopeless and (holder is None or holder.between_events):
+            if ticket.outage is not None and (holder is None or holder.between_events):
                 return _Ending.OUTAGE
             try:
                 data = await read()
@@ -116,7 +116,7 @@ class StreamRelay:
     async def _finish(self, response: web.StreamResponse, ending: _Ending) -> None:
         """Attest what was sent and what is held, and end the answer as the engine's ended."""
         if ending is _Ending.OUTAGE:
-            outage = Unavailable("the agent stopped attesting")
+            outage = self._ticket.outage or Unavailable("the agent could not attest for a while")
             await self._fail(response, outage, between_events=self._holder is not None)
             return
         before, tail, place = (b"", b"", False) if self._holder is None else self._holder.finish()

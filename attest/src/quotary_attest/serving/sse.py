@@ -174,7 +174,7 @@ class StreamReader:
             self._batch.append(rest)
             # a long event is looked at again only when as much again has come
             self._size = -len(rest) if len(rest) >= _BATCH_BYTES else 0
-            self._given_up = self._given_up or len(rest) > MAX_EVENT
+            self._given_up = len(rest) > MAX_EVENT
         if end:
             self._take(data[:end])
 

@@ -8,9 +8,7 @@ import secrets
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from quotary_attest.engine.errors import Unavailable
 from quotary_attest.engine.outputs import Delivered, NewOutput
-from quotary_attest.roots import RootError
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.errors import logger
 from quotary_verifier.wire.attestation import REQUEST_KEY_BYTES
@@ -28,8 +26,6 @@ class Recorder:
 
     def __init__(self, attester: Attester) -> None:
         self.attester = attester
-        self.down = False
-        """True from the moment the agent says that it cannot attest until it takes an announcement again."""
         self._tasks: set[asyncio.Task[Delivered]] = set()
 
     def start(self, work: Coroutine[Any, Any, Delivered]) -> asyncio.Task[Delivered]:
@@ -45,7 +41,6 @@ class Recorder:
             return
         error = task.exception()
         if error is not None:
-            self.down = self.down or isinstance(error, Unavailable | RootError)
             logger.warning("an output was not attested: %s", type(error).__name__)
 
     async def close(self) -> None:
@@ -76,18 +71,15 @@ class Ticket:
         return format_output_id(self.output_id)
 
     async def announce(self, request_body: bytes, nonce: bytes | None) -> None:
-        """Commit to the request and let `fetch` wait for the output. Raises Unavailable or Busy."""
+        """Commit to the request and let `fetch` wait for the output. Raises Unavailable."""
+        if (outage := self._recorder.attester.outage) is not None:
+            raise outage
         self._nonce = nonce
         if len(request_body) > _LONG_BODY:
             self._commitment = await asyncio.to_thread(request_commitment, self._key, request_body)
         else:
             self._commitment = request_commitment(self._key, request_body)
-        try:
-            self._recorder.attester.reserve(self.output_id)
-        except (Unavailable, RootError):
-            self._recorder.down = True
-            raise
-        self._recorder.down = False
+        self._recorder.attester.reserve(self.output_id)
         self._used = False
 
     @property
@@ -96,9 +88,9 @@ class Ticket:
         return not self._used
 
     @property
-    def hopeless(self) -> bool:
-        """True while the agent cannot attest, whatever the output becomes."""
-        return self._recorder.down
+    def outage(self) -> Exception | None:
+        """Why nothing can be attested now, whatever the output becomes; None while something can."""
+        return self._recorder.attester.outage
 
     async def attest(
         self, state: State, digests: Mapping[str, bytes], usage: Mapping[str, Any], status: int

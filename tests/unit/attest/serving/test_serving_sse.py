@@ -177,26 +177,11 @@ def test_an_event_too_long_to_be_read_leaves_the_body_digest_only() -> None:
     assert carried is None
 
 
-fragments = st.sampled_from(
-    [
-        b"\n",
-        b"\r\n",
-        b"\n\n",
-        delta("a"),
-        delta("é").replace(b"\n", b"\r\n"),
-        DONE,
-        DONE[:-1],
-        b"data: [DONE]",
-        b"data: ",
-        b"data:",
-        b"event: x\n",
-        b"{",
-        b'data: {"id":1,"object":2,"created":3,"model":4}',
-        b": ping\n\n",
-        b"\xff",
-        b" ",
-    ]
-)
+CRLF_CHUNK = delta("é").replace(b"\n", b"\r\n")
+BARE_CHUNK = b'data: {"id":1,"object":2,"created":3,"model":4}'
+LINES = [b"\n", b"\r\n", b"\n\n", b"data: ", b"data:", b"event: x\n", b"{", b": ping\n\n", b"\xff", b" "]
+EVENTS = [delta("a"), CRLF_CHUNK, BARE_CHUNK, DONE, DONE[:-1], b"data: [DONE]"]
+fragments = st.sampled_from(LINES + EVENTS)
 
 
 @given(body=st.lists(fragments, max_size=10).map(b"".join), places=st.lists(st.integers(0, 999), max_size=6))
