@@ -117,11 +117,16 @@ class ContainerMachine:
         )
         self._process = self._container.ask(f"{command} </dev/null >{self._folder}/log 2>&1 & echo $!")
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._alive():
             with contextlib.suppress(OSError), _connected(self._control):
                 return
             time.sleep(0.002)
-        raise AssertionError(f"swtpm did not start: {(self._folder / 'log').read_text()}")
+        log = self._folder / "log"
+        raise AssertionError(f"swtpm did not start: {log.read_text() if log.exists() else 'no log'}")
+
+    def _alive(self) -> bool:
+        alive = self._container.ask(f"kill -0 {self._process} 2>/dev/null && echo alive || echo dead")
+        return alive == "alive"
 
     def init(self) -> None:
         """Pulse the reset line; TPM2_Startup must follow."""
