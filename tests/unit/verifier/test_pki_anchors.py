@@ -133,6 +133,16 @@ def test_any_bytes_raise_nothing_but_malformed(data: bytes) -> None:
         mend(data)
 
 
+def test_a_sequence_that_is_no_certificate_is_malformed() -> None:
+    with pytest.raises(MalformedError, match="body, algorithm and signature"):
+        mend(_sequence(bytes((0x05, 0x00))))
+    with pytest.raises(MalformedError, match="body is too short"):
+        mend(_sequence(b"\x30\x00" + b"\x30\x00" + b"\x03\x01\x00"))
+    name_of_a_null = bytes.fromhex("020100") + bytes.fromhex("3000") + bytes.fromhex("30020500")
+    with pytest.raises(MalformedError, match="not made of sets"):
+        mend(_sequence(b"\x30\x0f" + name_of_a_null + b"\x30\x00" * 3 + b"\x30\x00" + b"\x03\x01\x00"))
+
+
 def test_a_certificate_that_is_too_large_is_refused_unread() -> None:
     with pytest.raises(MalformedError, match="too large"):
         mend(bytes(16385))

@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.verification import Store
 from small_pki import (
     EKU_AK,
     EKU_EK,
@@ -334,6 +335,20 @@ def test_a_leaf_among_the_anchors_is_refused_when_they_are_read() -> None:
     with pytest.raises(MalformedError, match="not a ca certificate"):
         TrustAnchors.from_der([own.public_bytes(Encoding.DER)])
     refused("does not hold", own.public_bytes(Encoding.DER))
+
+
+def test_a_path_of_one_certificate_is_refused_even_if_the_library_took_it() -> None:
+    leaf = ROOT.ak()
+    anchors = TrustAnchors.from_der([ROOT.der])
+    anchors.store = Store([x509.load_der_x509_certificate(leaf)])
+    refused("does not end in a trusted root", leaf, anchors=anchors)
+
+
+@pytest.mark.parametrize("value", ["30038201ff", "3002a300"])
+def test_an_alternative_name_that_cannot_be_read_is_refused(value: str) -> None:
+    broken = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, bytes.fromhex(value))
+    with pytest.raises((EvidenceError, MalformedError)):
+        ak(ROOT.ak(names=(), extra=[(broken, True)]))
 
 
 def test_a_root_as_leaf_is_refused() -> None:

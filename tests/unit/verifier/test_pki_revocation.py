@@ -79,6 +79,11 @@ def test_a_crl_for_some_certificates_only_or_a_delta_covers_nothing() -> None:
     assert states(SUB.crl({}, extra=[(x509.CRLNumber(7), False)]), ROOT.crl({}))[0] is GOOD
 
 
+def test_a_crl_with_an_extension_that_cannot_be_read_covers_nothing() -> None:
+    broken = x509.UnrecognizedExtension(x509.CRLNumber.oid, b"\x02\x00")
+    assert states(SUB.crl({}, extra=[(broken, False)]), ROOT.crl({}))[1] == (UNKNOWN, GOOD)
+
+
 def test_a_ca_that_may_not_sign_crls_covers_nothing() -> None:
     silent = ROOT.sub_ca("Silent CA", flags=("key_cert_sign",))
     leaf = silent.ak()

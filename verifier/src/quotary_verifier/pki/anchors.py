@@ -166,8 +166,7 @@ def _signs_itself(certificate: x509.Certificate, signed: bytes) -> bool:
             key.verify(certificate.signature, signed, parameters)
         elif isinstance(key, rsa.RSAPublicKey) and not isinstance(parameters, ec.ECDSA | None):
             hash_algorithm = certificate.signature_hash_algorithm
-            if hash_algorithm is None:
-                return False
+            assert hash_algorithm is not None  # as the parameters are those of rsa
             key.verify(certificate.signature, signed, parameters, hash_algorithm)
         else:
             raise MalformedError("a ca certificate has a key that is neither rsa nor elliptic")

@@ -35,10 +35,10 @@ class LeafProfile(enum.Enum):
 
 
 def ca_policy() -> ExtensionPolicy:
-    """Extension rules for every CA certificate of a path, the root included."""
+    """Extension rules for every CA certificate of a path, the root included; the library checks the CA flag."""
     return (
         _base()
-        .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_ca)
+        .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
         .require_present(x509.KeyUsage, Criticality.AGNOSTIC, _signs_certificates)
         .may_be_present(x509.NameConstraints, Criticality.AGNOSTIC, None)
         .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, None)
@@ -73,11 +73,6 @@ def _usage(*allowed: x509.ObjectIdentifier) -> Callable[..., None]:
             raise ValueError("its extended key usage is not that of its role")
 
     return check
-
-
-def _is_ca(_policy: Policy, _ca: x509.Certificate, constraints: x509.BasicConstraints) -> None:
-    if not constraints.ca:
-        raise ValueError("an issuer is not a ca")
 
 
 def _signs_certificates(_policy: Policy, _ca: x509.Certificate, usage: x509.KeyUsage) -> None:

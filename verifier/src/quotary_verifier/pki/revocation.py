@@ -55,7 +55,7 @@ def read_crl(der: bytes) -> x509.CertificateRevocationList:
 def check_revocation(
     chain: Sequence[x509.Certificate], crls: Sequence[x509.CertificateRevocationList], at: datetime
 ) -> RevocationReport:
-    """The state of a path at a time. `chain`: as an endorsement holds it, leaf first, root last.
+    """The state of a verified path at a time. `chain`: as an endorsement holds it, leaf first, root last.
 
     A certificate is revoked if a CRL signed by its issuer lists it with a date not after `at`, even where
     that CRL is out of date. It is good if such a CRL is of that time and does not list it, or is a later one
@@ -89,8 +89,7 @@ def _state(
 def _is_of(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
     """Whether `issuer` made this CRL for all of its certificates; partial and delta CRLs are not used."""
     key = issuer.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
-        return False
+    assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)  # else there would be no path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # real CAs have names longer than X.520 allows
@@ -98,7 +97,7 @@ def _is_of(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> boo
             same = crl.issuer == issuer.subject and usage.crl_sign
         unknown = any(one.critical and one.oid not in _UNDERSTOOD for one in crl.extensions)
         return same and not unknown and crl.is_signature_valid(key)
-    except (*UNREADABLE, UnsupportedAlgorithm, x509.ExtensionNotFound):
+    except (*UNREADABLE, UnsupportedAlgorithm):
         return False
 
 
