@@ -247,6 +247,24 @@ async def test_a_quote_that_fails_after_the_extend_can_be_asked_for_again(tpm: T
     assert quote.pcrs[root.chain_pcr] == chain_extend(bytes(32), D[0])
 
 
+@pytest.mark.parametrize("place", [-1, 60])
+async def test_a_broken_answer_is_found_before_anybody_is_answered(
+    tpm: Tpm, root: TpmRoot, place: int
+) -> None:
+    """A bit falls over between the TPM and us, in the signature or in what is signed."""
+
+    def broken(code: int, command: bytes) -> bytes | None:
+        if code != CC_QUOTE:
+            return None
+        response = bytearray(tpm.board.exchange(command))
+        response[place - 5 if place < 0 else place] ^= 1  # the last five bytes are the password session's
+        return bytes(response)
+
+    tpm.board.answer = broken
+    with pytest.raises(TpmError, match="what the tpm signed does not verify"):
+        await root.commit(D[0])
+
+
 async def test_the_counter_of_a_tpm_that_never_gets_ready_ends_in_busy(tpm: Tpm) -> None:
     from quotary_attest.tpm.connection import Retry
 

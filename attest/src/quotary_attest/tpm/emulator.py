@@ -79,9 +79,15 @@ class Emulator:
             return
         setup = _program("swtpm_setup", "swtpm-tools")
         localca = _program("swtpm_localca", "swtpm-tools")
-        for folder in (self.state, tpm, self.state / "ca"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config = self._write_configuration(localca)
+        try:
+            for folder in (self.state, tpm, self.state / "ca"):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            config = self._write_configuration(localca)
+        except OSError as error:
+            raise TpmError(
+                f"{self.state} cannot be used for the emulator's state: {(error.strerror or 'error').lower()}",
+                hint="name a folder that this user may write",
+            ) from error
         command = [setup, "--tpm2", "--tpmstate", str(tpm), "--config", str(config), "--create-ek-cert"]
         done = subprocess.run(
             [*command, "--pcr-banks", "sha256"], capture_output=True, text=True, check=False
@@ -133,16 +139,18 @@ class Emulator:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        self._await_start(control)
+        self._await_start(path, control)
 
-    def _await_start(self, control: Path) -> None:
+    def _await_start(self, *sockets: Path) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while self.running and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), _connected(control):
+            if all(map(_answers, sockets)):
                 return
             time.sleep(0.002)
         self.power_cut()
-        raise TpmGone("swtpm did not start", hint=f"see {self.state / 'swtpm.log'}")
+        log = self.state / "swtpm.log"
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+        raise TpmGone(f"swtpm did not start: {(last or ['no message'])[0]}", hint=f"see {log}")
 
     def init(self) -> None:
         """Pulse the TPM's reset line (_TPM_Init): afterwards it waits for TPM2_Startup."""
@@ -207,6 +215,15 @@ def _connected(path: Path) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens there."""
+    try:
+        _connected(path).close()
+    except OSError:
+        return False
+    return True
 
 
 def _socket_folder() -> Path:

@@ -214,7 +214,8 @@ TSS_CODES: Final[dict[int, _Entry]] = {
     ),
     **_rows(
         TpmUnsupported,
-        "check the tcti: device:/dev/tpmrm0, swtpm:path=SOCKET, swtpm:host=H,port=P or tabrmd:",
+        "check the tcti: device:/dev/tpmrm0, swtpm:path=SOCKET, swtpm:host=H,port=P or tabrmd: "
+        "(apt install libtss2-tcti-tabrmd0)",
         [
             (0x02, "the tss library does not have this function"),
             (0x04, "the tss libraries do not fit each other"),

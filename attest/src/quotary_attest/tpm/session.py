@@ -30,8 +30,9 @@ from quotary_attest.tpm.reading import pcr_digest, read_clock, read_pcrs
 from quotary_attest.tpm.templates import COUNTER_SIZE, pcr_selection, sha256_digest
 from quotary_attest.tpm.tss import lib
 from quotary_verifier.errors import QuotaryError
+from quotary_verifier.evidence.tpm_quote import verify_signature
 from quotary_verifier.wire.bindings import ZERO, chain_extend
-from quotary_verifier.wire.tpm import Attest, pack_evidence, parse_attest
+from quotary_verifier.wire.tpm import Attest, pack_evidence, parse_attest, parse_public, parse_signature
 
 T = TypeVar("T")
 
@@ -62,6 +63,7 @@ class Session:
         self._suspended = suspended
         self._slept = suspended()
         self._gone = False
+        self._ak = parse_public(identity.ak_public)
         self._keys = load_keys(connection, identity, authorizations=authorizations)
         self._selection = pcr_selection(QUOTED_PCRS)
         self._scheme = lib.TPMT_SIG_SCHEME(scheme=lib.TPM2_ALG.NULL)
@@ -164,13 +166,22 @@ class Session:
         )
 
     def _signed(self, sign: Callable[[Any], tuple[Any, Any]]) -> tuple[bytes, bytes]:
-        """Let the AK sign: (TPMS_ATTEST, TPMT_SIGNATURE). A raw TPM forgets loaded keys when it sleeps."""
+        """Let the AK sign: (TPMS_ATTEST, TPMT_SIGNATURE), verified, so that nobody is answered with a broken
+        one. A raw TPM forgets loaded keys when it sleeps; then the AK is loaded again."""
         try:
             attest, signature = sign(self._keys.ak)
         except TpmMissing:
             self._reload_ak()
             attest, signature = sign(self._keys.ak)
-        return bytes(attest), bytes(signature.marshal())
+        signed, packed = bytes(attest), bytes(signature.marshal())
+        try:
+            verify_signature(self._ak, signed, parse_signature(packed))
+        except QuotaryError as error:
+            raise TpmError(
+                f"what the tpm signed does not verify: {error}",
+                hint="the tpm or the way to it is broken: run `attest agent doctor`",
+            ) from error
+        return signed, packed
 
     def _reload_ak(self) -> None:
         self.connection.commands.tr_close(self._keys.ak)
