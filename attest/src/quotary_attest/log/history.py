@@ -4,7 +4,7 @@
 `history/<N>` holds commits N·256 to N·256+255 as a CBOR sequence, as it is published (design section 3, "Log");
 N is written by the path rules of tlog-tiles. `commits` has 64 bytes for each commit::
 
-    u64 start ‖ u64 first ‖ u64 size ‖ u32 offset in its file ‖ u32 length ‖ SHA-256 of the commit's bytes
+    u64 start ‖ u64 first ‖ u64 size ‖ u32 offset in its file ‖ u32 length ‖ SHA-256 of these and the commit's bytes
 
 A commit counts when its bytes and then its index entry are fsynced, so that whatever part of either a power cut
 leaves is recognised and cut, although the published form has no checksum of its own.
@@ -33,20 +33,32 @@ from quotary_verifier.tlog.tiles import numbered_path
 from quotary_verifier.wire.history import COMMITS_PER_FILE
 from quotary_verifier.wire.limits import MAX_COMMIT
 
-_INDEX: Final = Struct(">QQQII32s")
+_PLACE: Final = Struct(">QQQII")
+_INDEX_BYTES: Final = _PLACE.size + 32
 _MAX_FILE: Final = COMMITS_PER_FILE * MAX_COMMIT
 
 
 @dataclass(frozen=True, slots=True)
 class CommitEntry:
-    """Where a commit stands: its leaves are [start, size), it claims from `first`."""
+    """Where a commit stands: its leaves are [start, size), it claims from `first`; and a checksum."""
 
     start: int
     first: int
     size: int
     offset: int
     length: int
-    digest: bytes
+    checksum: bytes = b""
+
+    def encode(self, commit: bytes) -> bytes:
+        """Return the 64 bytes of the index for this place and these bytes of the commit."""
+        place = _PLACE.pack(self.start, self.first, self.size, self.offset, self.length)
+        return place + sha256(place + commit).digest()
+
+    @classmethod
+    def decode(cls, data: bytes) -> CommitEntry:
+        """Read 64 bytes of the index."""
+        start, first, size, offset, length = _PLACE.unpack_from(data)
+        return cls(start, first, size, offset, length, data[_PLACE.size :])
 
 
 class History:
@@ -70,7 +82,7 @@ class History:
         notes = []
         with storage("read", self._index_path):
             length = os.fstat(self._index).st_size
-        self.count, torn = divmod(length, _INDEX.size)
+        self.count, torn = divmod(length, _INDEX_BYTES)
         if torn:
             notes.append(f"cut {torn} bytes of an incomplete entry from the index of commits")
         if self.count and not self._whole(self.count - 1):
@@ -80,7 +92,7 @@ class History:
                 raise DamagedError(f"commit {self.count - 1} of the history is not what was written")
         if (self.entry(self.count - 1).size if self.count else 0) < durable:
             raise DamagedError(f"the history ends below {durable} leaves, which had been committed")
-        truncate(self._index, self.count * _INDEX.size, self._index_path)
+        truncate(self._index, self.count * _INDEX_BYTES, self._index_path)
         fsync_data(self._index, self._index_path)
         return notes + self._cut_tail()
 
@@ -88,7 +100,8 @@ class History:
         try:
             before = self.entry(number - 1).size if number else 0
             entry = self.entry(number)
-            return entry.start == before < entry.size and sha256(self.read(number)).digest() == entry.digest
+            commit = self.read(number)
+            return entry.start == before < entry.size and entry.encode(commit).endswith(entry.checksum)
         except NotFound:
             return False
 
@@ -126,10 +139,10 @@ class History:
 
         Raises StorageFull or StorageFailed; the commit then does not count, and may be appended again.
         """
-        number, position = self.count, self.count * _INDEX.size
+        number, position = self.count, self.count * _INDEX_BYTES
         file, offset = number // COMMITS_PER_FILE, self._end(number // COMMITS_PER_FILE)
         path = self._path(file)
-        entry = _INDEX.pack(start, first, size, offset, len(commit), sha256(commit).digest())
+        entry = CommitEntry(start, first, size, offset, len(commit)).encode(commit)
         descriptor = self._growing(file)
         try:
             write_at(descriptor, commit, offset, path)
@@ -165,10 +178,10 @@ class History:
         """Return the index entry of a commit. Raises NotFound where there is none."""
         data = b""
         if 0 <= number < self.count:
-            data = read_at(self._index, _INDEX.size, number * _INDEX.size, self._index_path)
-        if len(data) != _INDEX.size:
+            data = read_at(self._index, _INDEX_BYTES, number * _INDEX_BYTES, self._index_path)
+        if len(data) != _INDEX_BYTES:
             raise NotFound(f"the history has no commit {number}")
-        return CommitEntry(*_INDEX.unpack(data))
+        return CommitEntry.decode(data)
 
     def find(self, index: int, count: int) -> int:
         """Return which of the first `count` commits took leaf `index` in; by bisection, O(log n) reads.
