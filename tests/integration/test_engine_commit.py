@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from agents import LLAMA, QWEN, WORKLOAD, audit, audit_store, judge, make_state, policy_of, running, start
+from tpms import CC_PCR_EXTEND, CC_QUOTE, Tpm
+
 from quotary_attest.agent import Agent, Busy, NewOutput, NotServed, UnknownOutput
 from quotary_attest.state import StateError
 from quotary_attest.workload import Workload
@@ -19,11 +21,10 @@ from quotary_verifier.evidence.tpm_quote import verify_quote
 from quotary_verifier.logs.workload import read_log
 from quotary_verifier.recipe.verify import Question, verify
 from quotary_verifier.wire.attestation import Attestation
-from quotary_verifier.wire.bindings import ZERO, fresh_digest, request_commitment
+from quotary_verifier.wire.bindings import ZERO, fresh_digest
 from quotary_verifier.wire.fresh import FreshQuote
 from quotary_verifier.wire.records import Genesis, Output, Source
 from quotary_verifier.wire.tpm import parse_public
-from tpms import CC_PCR_EXTEND, CC_QUOTE, Tpm
 
 
 @pytest.fixture

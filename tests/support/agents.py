@@ -15,12 +15,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import rfc6962
+from tpms import Tpm
+
 from quotary_attest.agent import Agent, World, init_state
 from quotary_attest.log.store import Store
 from quotary_attest.state import read_identity
 from quotary_attest.tpm.connection import Connection, Retry
 from quotary_attest.tpm.keys import counter_value, open_counter
 from quotary_attest.tpm.model import TpmIdentity
+from quotary_attest.tpm.reading import loaded_handles, read_pcrs
 from quotary_attest.tpm.root import TpmOptions, open_root
 from quotary_attest.workload import Engine, ServedModel, Workload
 from quotary_verifier.evidence.tpm_counter import verify_counter
@@ -39,13 +42,13 @@ from quotary_verifier.wire import history
 from quotary_verifier.wire.bindings import ZERO, chain_extend, commit_digest, start_digest
 from quotary_verifier.wire.records import Boot, Genesis, Link, entry_of
 from quotary_verifier.wire.tpm import parse_nv_public, parse_public
-from tpms import Tpm
 
 HOST = "inference.example"
 LLAMA = ServedModel("llama", bytes(range(32)), Link.CHECKED)
 QWEN = ServedModel("qwen", bytes(range(1, 33)), Link.STARTED)
 WORKLOAD = Workload((LLAMA, QWEN), Engine("vllm", bytes(range(2, 34)), ("--api-key", "secret-value")))
 IMPATIENT = Retry(attempts=3, first=0.01, longest=0.02)
+_CC_FLUSH_CONTEXT = 0x165
 AT = 1_800_000_000
 
 
@@ -103,6 +106,20 @@ async def running(tpm: Tpm, folder: Path, **options: object) -> AsyncIterator[Ag
         yield agent
     finally:
         await agent.close()
+
+
+def pcr_of(tpm: Tpm, number: int) -> bytes:
+    """What a PCR of a TPM holds now."""
+    with Connection(tpm.tcti) as connection:
+        return read_pcrs(connection)[number]
+
+
+def release(tpm: Tpm) -> None:
+    """Flush what dead clients left loaded, as the kernel's resource manager does when a client dies."""
+    with Connection(tpm.tcti) as connection:
+        handles = loaded_handles(connection)
+    for handle in handles:
+        tpm.command(_CC_FLUSH_CONTEXT, handle.to_bytes(4))
 
 
 def policy_of(origin: str, extra: str = "") -> Policy:

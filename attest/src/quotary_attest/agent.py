@@ -301,6 +301,7 @@ class Agent:
             "commits": host.store.commits,
             "waiting": len(engine.waiting),
             "boot": list(engine.committer.position.boot),
+            "chain": engine.committer.position.chain.hex(),
             "chain_pcr": host.tpm.chain_pcr,
             "workload_pcr": host.tpm.workload_pcr,
             "models": list(self.models),

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agent in a process of its own, which kills itself at a named crash point.
+
+    python engine_child.py TCTI FOLDER POINT SKIP BODIES
+
+attests BODIES outputs one after another, and ends by SIGKILL the moment the crash point POINT is met for the
+(SKIP+1)-th time *after* the agent has started; a SKIP below zero counts from the beginning of the start instead:
+-1 is the first time. Each acknowledged attestation is one line of hexadecimal digits on stdout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from agents import WORKLOAD
+
+from quotary_attest.agent import Agent, World
+from quotary_attest.state import read_identity
+from quotary_attest.tpm.root import open_root
+
+
+class Crash:
+    """Counts one crash point and ends the process at it."""
+
+    def __init__(self, point: str, skip: int) -> None:
+        self._point = point
+        self._starting = skip < 0
+        self._left = -1 - skip if self._starting else skip
+        self.started = False
+
+    def __call__(self, name: str) -> None:
+        if name != self._point or not (self._starting or self.started):
+            return
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._left -= 1
+
+
+async def main(tcti: str, folder: Path, point: str, skip: int, bodies: int) -> None:
+    """Run until killed, or until all outputs are acknowledged and the agent is closed."""
+    crash = Crash(point, skip)
+    root = await open_root(read_identity(folder).tpm, tcti)
+    agent = await Agent.start(folder, root=root, workload=WORKLOAD, world=World(crash=crash))
+    crash.started = True
+    for number in range(bodies):
+        delivered = await agent.attest(b"output %d" % number)
+        print(delivered.encoded.hex(), flush=True)
+    while agent.store.unsynced or agent.store.applied < agent.store.size:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)  # an idle agent syncs by itself
+    await agent.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))
