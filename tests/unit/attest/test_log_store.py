@@ -15,10 +15,12 @@ import tile_log
 from log_batches import append, batch_for, commit_for, leaf_hashes_of
 
 from quotary_attest.log.errors import DamagedError, NotFound
+from quotary_attest.log.export import export
 from quotary_attest.log.journal import StagedBatch
 from quotary_attest.log.store import Store
 from quotary_verifier.tlog import merkle
 from quotary_verifier.tlog.compact import leaf_hashes
+from quotary_verifier.tlog.tiles import grown_bundles, grown_tiles
 from quotary_verifier.wire import history
 
 
@@ -299,6 +301,30 @@ def test_a_deleted_record_is_in_no_file_and_does_not_come_back(tmp_path: Path) -
     with pytest.raises(NotFound):
         again.record_at(1)
     again.close()
+
+
+def test_expiry_works_in_slices_until_nothing_is_left(store: Store) -> None:
+    append(store, 1, public=1, time=0)
+    for _ in range(5):
+        append(store, 2, time=0)
+    slices = iter(lambda: store.expire(100, batches=2), 0)
+    assert list(slices) == [2, 4, 4]
+    assert store.record_at(0)
+
+
+def test_an_export_serves_the_log_without_the_agent(store: Store, tmp_path: Path) -> None:
+    target = tmp_path / "public"
+    assert export(store, target) == 0
+    for count in (300, 290):
+        append(store, count, public=1)
+        assert export(store, target) > 0
+        size = store.size
+        paths = [tile.path for tile in (*grown_tiles(0, size), *grown_bundles(0, size))]
+        paths += ["checkpoint", "history/000", *[f"blob/{name}" for name in store.blob_names()]]
+        for path in paths:
+            assert (target / path).read_bytes() == store.serve(path)
+    assert export(store, target) == 2, "only the checkpoint and the last history file can change"
+    assert not list(target.rglob("*.tmp"))
 
 
 def test_sync_removes_the_journals_of_what_it_made_durable(store: Store) -> None:

@@ -8,6 +8,7 @@ is 64 lower-case hexadecimal digits or a canonical decimal number, checked befor
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -58,6 +59,12 @@ class Blobs:
         if sha256(data).hexdigest() != name:
             raise DamagedError(f"blob {name} does not have the bytes that its name says")
         return data
+
+    def names(self) -> Iterator[str]:
+        """Yield the name of every blob."""
+        for path in self._blobs.glob("[0-9a-f][0-9a-f]/*"):
+            if _HEX.fullmatch(path.name):
+                yield path.name
 
     def put_cosigned(self, size: int, note: bytes) -> None:
         """Store the cosigned note of the checkpoint of `size`, in place of an earlier copy, durable."""

@@ -114,31 +114,36 @@ class Records:
                 self._writer.execute("PRAGMA synchronous = NORMAL")
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def expire(self, before: int) -> int:
+    def expire(self, before: int, spans: int) -> int:
         """Delete the records of outputs older than `before` milliseconds and return how many; all others stay.
 
-        One short transaction for each batch that holds such a record; then the write-ahead log is emptied, so
-        that no copy of a deleted record is left in the database's files unless a reader is in its way.
+        Works on at most `spans` batches that hold such records, one short transaction each; 0 says that none is
+        left. Then the write-ahead log is emptied, so that no copy of a deleted record stays in the database's
+        files, unless another process is reading.
         """
         deleted = 0
         with self._typed("write"):
-            for start, size, newest in self._old_spans(before):
-                with self._transaction() as run:
-                    deleted += run(
-                        "DELETE FROM output WHERE idx >= ? AND idx < ? AND time < ? AND id IS NOT NULL",
-                        (start, size, before),
-                    ).rowcount
-                    if newest < before:
-                        run("DELETE FROM span WHERE start = ?", (start,))
-                    else:
-                        run("UPDATE span SET oldest = ? WHERE start = ?", (before, start))
+            while not deleted and (old := self._old_spans(before, spans)):
+                deleted = sum([self._expire_span(before, *span) for span in old])
             if deleted:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return deleted
 
-    def _old_spans(self, before: int) -> list[tuple[int, int, int]]:
-        query = "SELECT start, size, newest FROM span WHERE oldest < ? ORDER BY start"
-        return self._writer.execute(query, (before,)).fetchall()
+    def _old_spans(self, before: int, limit: int) -> list[tuple[int, int, int]]:
+        query = "SELECT start, size, newest FROM span WHERE oldest < ? ORDER BY start LIMIT ?"
+        return self._writer.execute(query, (before, limit)).fetchall()
+
+    def _expire_span(self, before: int, start: int, size: int, newest: int) -> int:
+        with self._transaction() as run:
+            deleted: int = run(
+                "DELETE FROM output WHERE idx >= ? AND idx < ? AND time < ? AND id IS NOT NULL",
+                (start, size, before),
+            ).rowcount
+            if newest < before:
+                run("DELETE FROM span WHERE start = ?", (start,))
+            else:
+                run("UPDATE span SET oldest = ? WHERE start = ?", (before, start))
+        return deleted
 
     def by_id(self, output_id: bytes) -> StoredRecord:
         """Return the record of an output. Raises NotFound where none is stored, or no more."""
@@ -201,6 +206,6 @@ class Records:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     return connection

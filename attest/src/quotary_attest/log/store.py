@@ -125,6 +125,12 @@ class Store:
         return self._published.size
 
     @property
+    def published(self) -> tuple[int, int]:
+        """The number of commits and of leaves that are published, of one moment."""
+        published = self._published
+        return published.commits, published.size
+
+    @property
     def unsynced(self) -> int:
         """The number of applied leaves that still need their journals: a measure of when to call `sync`."""
         return self._published.size - self._durable
@@ -215,14 +221,15 @@ class Store:
             self._durable = size
             self._journal.remove_below(size)
 
-    def expire(self, before_ms: int) -> int:
-        """Delete the records of outputs older than a time and return how many; their entries stay in the tree.
+    def expire(self, before_ms: int, *, batches: int = 256) -> int:
+        """Delete records of outputs older than a time and return how many; their entries stay in the tree.
 
-        Syncs first, so that no journal can bring a record back.
+        One call works on at most `batches` batches, so that commits are not kept from being applied for long:
+        call it until it returns 0. Syncs first, so that no journal can bring a record back.
         """
         self.sync()
         with self._writing():
-            return self._records.expire(before_ms)
+            return self._records.expire(before_ms, batches)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -318,6 +325,10 @@ class Store:
     def blob(self, digest: bytes) -> bytes:
         """Return the blob of a SHA-256. Raises NotFound."""
         return self._blobs.get(digest.hex())
+
+    def blob_names(self) -> Iterator[str]:
+        """Yield the name of every blob, 64 hexadecimal digits."""
+        return self._blobs.names()
 
     def put_cosigned(self, size: int, note: bytes) -> None:
         """Store the note of the checkpoint of `size` with its cosignatures, durable."""
