@@ -4,25 +4,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
 import pytest
 from memory_attester import GONE, MemoryAttester
-from scripted_engine import DONE, Call, Script, ScriptedEngine, chunk_event, delta_event, scripted_engine
+from proxies import CHAT, REQUEST, id_of, read_cut_off, running, sha
+from scripted_engine import DONE, Call, Script, chunk_event, delta_event
 
-from quotary_attest.serving.proxy import Proxy, ProxyConfig
 from quotary_verifier.wire.bindings import request_commitment
 from quotary_verifier.wire.inband import strip
-from quotary_verifier.wire.names import parse_output_id
 from quotary_verifier.wire.records import Source, State
 
-CHAT = "/v1/chat/completions"
-REQUEST = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"a secret question"}]}'
 EVENTS = [
     delta_event("", role="assistant") + delta_event("Hel"),
     delta_event("lo"),
@@ -30,53 +23,6 @@ EVENTS = [
     + chunk_event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 2}),
 ]
 BODY = b"".join(EVENTS)
-
-
-class Setup:
-    """A proxy between a client session and a scripted engine."""
-
-    def __init__(
-        self, engine: ScriptedEngine, attester: MemoryAttester, client: aiohttp.ClientSession, url: str
-    ) -> None:
-        self.engine, self.attester, self.client, self.url = engine, attester, client, url
-
-    def post(self, body: bytes = REQUEST, path: str = CHAT, **kwargs: Any) -> Any:
-        """Send a request."""
-        return self.client.post(self.url + path, data=body, **kwargs)
-
-
-@asynccontextmanager
-async def running(
-    script: Script, attester: MemoryAttester | None = None, **config: Any
-) -> AsyncIterator[Setup]:
-    """Run engine, proxy and client."""
-    attester = attester or MemoryAttester()
-    async with (
-        scripted_engine(script) as engine,
-        Proxy(attester, ProxyConfig(engine.url, **config)) as proxy,
-        aiohttp.ClientSession(auto_decompress=False) as client,
-    ):
-        port = await proxy.listen("127.0.0.1", 0)
-        yield Setup(engine, attester, client, f"http://127.0.0.1:{port}")
-
-
-def sha(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def id_of(answer: aiohttp.ClientResponse) -> bytes:
-    return parse_output_id(answer.headers["Quotary-Output"])
-
-
-async def read_cut_off(answer: aiohttp.ClientResponse) -> bytes:
-    """Read a body that must break off, and return what came of it."""
-    body = b""
-    try:
-        while piece := await answer.content.readany():
-            body += piece
-    except aiohttp.ClientPayloadError:
-        return body
-    raise AssertionError("the answer ended properly")
 
 
 def streaming(*pieces: bytes) -> Script:

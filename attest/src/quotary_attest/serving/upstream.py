@@ -9,6 +9,7 @@ sends them again on a fresh connection if a used one turned out closed.
 
 from __future__ import annotations
 
+import io
 from types import TracebackType
 
 import aiohttp
@@ -21,6 +22,7 @@ from quotary_attest.serving.errors import Refusal
 _IDEMPOTENT = frozenset((hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS))
 _AUTOMATIC = frozenset((hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.CONTENT_TYPE))
 _MAX_FIELD = 64 * 1024
+_LONG_BODY = 256 * 1024
 
 
 class Upstream:
@@ -86,10 +88,15 @@ class Upstream:
                 request.method,
                 URL(self._base + path, encoded=True),
                 headers=headers,
-                data=body,
+                data=_payload(body),
                 allow_redirects=False,
             )
         except aiohttp.ClientConnectorError:
             raise Refusal(502, "upstream_unreachable", "the model server cannot be reached") from None
         except (aiohttp.ClientError, TimeoutError, ValueError):
             raise Refusal(502, "upstream_failed", "the model server did not answer") from None
+
+
+def _payload(body: bytes | StreamReader | None) -> bytes | StreamReader | io.BytesIO | None:
+    """Return a body as the client library wants it: long bytes as a file, which it writes piece by piece."""
+    return io.BytesIO(body) if isinstance(body, bytes) and len(body) > _LONG_BODY else body
