@@ -47,9 +47,6 @@ async def test_the_process_delays_quotes_and_extends_and_reports_what_it_passed_
         process = slow_process(listen, emulator.socket)
         with Connection(f"swtpm:path={listen}") as connection:
             identity = make_identity(connection, chain_pcr=15, workload_pcr=13)
-            started = time.perf_counter()
-            read_clock(connection)
-            plain = time.perf_counter() - started
         root = await open_root(identity, f"swtpm:path={listen}")
         started = time.perf_counter()
         await root.extend_workload(D)
@@ -63,9 +60,9 @@ async def test_the_process_delays_quotes_and_extends_and_reports_what_it_passed_
     assert (process.returncode, err) == (0, "")
     counts = json.loads(out)
     assert (counts["0x182"], counts["0x158"]) == (1, 1)
-    assert 0.012 <= extend < 0.1
-    assert 0.100 <= quote < 0.3
-    assert plain < 0.05
+    assert extend >= 0.012
+    assert quote >= 0.100
+    assert set(dtpm.DELAYS) == {dtpm.QUOTE, dtpm.PCR_EXTEND}
 
 
 def test_the_proxy_imports_the_standard_library_only() -> None:

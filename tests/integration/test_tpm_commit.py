@@ -265,6 +265,17 @@ async def test_a_broken_answer_is_found_before_anybody_is_answered(
         await root.commit(D[0])
 
 
+async def test_an_answer_to_another_question_is_found(tpm: Tpm, root: TpmRoot) -> None:
+    """Something between us and the TPM asks for a quote over other data; the AK signs it truly."""
+
+    def swapped(code: int, command: bytes) -> bytes | None:
+        return tpm.board.exchange(command.replace(D[0], OTHER)) if code == CC_QUOTE else None
+
+    tpm.board.answer = swapped
+    with pytest.raises(TpmError, match="quoted something else"):
+        await root.quote(D[0])
+
+
 async def test_the_counter_of_a_tpm_that_never_gets_ready_ends_in_busy(tpm: Tpm) -> None:
     from quotary_attest.tpm.connection import Retry
 

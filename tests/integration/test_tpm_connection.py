@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tpms import CC_PCR_READ, Tpm
 
+from dtpm import HEADER
 from quotary_attest.tpm.connection import Connection, Retry
 from quotary_attest.tpm.ek import activate_credential, ek_public
 from quotary_attest.tpm.errors import TpmAuthError, TpmBusy, TpmError, TpmExhausted, TpmGone, TpmUnsupported
@@ -102,6 +103,26 @@ def test_another_error_is_not_sent_again(tpm: Tpm) -> None:
         with pytest.raises(TpmGone, match="failure mode"):
             read_clock(connection)
     assert waits == []
+
+
+def test_an_emulator_that_cannot_be_started_is_gone(tpm: Tpm) -> None:
+    startup = 0x144
+    tpm.inject(startup, 0x101)
+    with pytest.raises(TpmGone, match="startup: the tpm is in failure mode"):
+        Connection(tpm.tcti)
+    Connection(tpm.tcti).close()
+
+
+def test_a_tpm_without_an_active_sha_256_bank_is_not_supported(tpm: Tpm) -> None:
+    empty = bytes.fromhex("00000000 00000001 000b 03 000000 00000000")
+
+    def nothing(code: int, _command: bytes) -> bytes | None:
+        return HEADER.pack(0x8001, HEADER.size + len(empty), 0) + empty if code == CC_PCR_READ else None
+
+    with Connection(tpm.tcti) as connection:
+        tpm.board.answer = nothing
+        with pytest.raises(TpmUnsupported, match="no active sha-256 pcr bank"):
+            read_pcrs(connection)
 
 
 def test_pcrs_that_move_between_two_readings_are_read_again(tpm: Tpm) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -117,6 +118,18 @@ def test_a_state_that_swtpm_refuses_is_told_in_its_words(state: Path) -> None:
         emulator.start()
     assert str(state / "swtpm.log") in caught.value.hint
     assert not emulator.running
+
+
+def test_a_set_up_that_fails_is_told_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "swtpm_setup").write_text("#!/bin/sh\necho 'no entropy today' >&2\nexit 1\n")
+    (programs / "swtpm_setup").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    with pytest.raises(TpmError, match="swtpm_setup failed: no entropy today"):
+        Emulator(tmp_path / "state").start()
 
 
 def test_a_folder_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:

@@ -147,6 +147,17 @@ def test_keys_of_another_tpm_are_refused_in_words(connection: Connection, identi
         load_ak(connection, dataclasses.replace(identity, ak_private=broken))
 
 
+def test_random_authorisations_that_end_in_zeros_work_although_a_tpm_drops_trailing_zeros(
+    connection: Connection,
+) -> None:
+    made = make_identity(
+        connection, chain_pcr=15, workload_pcr=13, random=lambda size: b"\1" * (size - 2) + b"\0\0"
+    )
+    keys = load_keys(connection, made)
+    assert counter_value(connection, keys.counter) >= 1
+    connection.commands.quote(keys.ak, pcr_selection((0,)), bytes(32), NO_SCHEME)
+
+
 def test_a_host_with_hierarchy_authorisations_needs_them_said(connection: Connection) -> None:
     connection.commands.hierarchy_change_auth(lib.ESYS_TR.OWNER, b"owner")
     connection.commands.hierarchy_change_auth(lib.ESYS_TR.ENDORSEMENT, b"endorsement")
