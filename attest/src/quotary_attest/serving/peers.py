@@ -16,7 +16,9 @@ from typing import Final
 _CREDENTIALS: Final = struct.Struct("=iII")
 _GID: Final = struct.Struct("=I")
 _SO_PEERGROUPS: Final = 59  # Linux 4.13, the generic number; Python has no name for it
-_MAX_GROUPS: Final = 65536
+_MAX_GROUPS_BYTES: Final = (
+    1024  # Python hands out no more; a peer in more than 256 groups counts by its primary one
+)
 
 
 class SocketInUse(Exception):  # noqa: N818 - the state reads as itself where it is caught
@@ -55,8 +57,8 @@ def peer_of(transport: BaseTransport | None) -> Peer | None:
         return None
     _, uid, gid = _CREDENTIALS.unpack(credentials)
     groups: frozenset[int] = frozenset()
-    with suppress(OSError):  # an old kernel: the primary group alone counts
-        listed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * _GID.size)
+    with suppress(OSError):  # an old kernel, or too many: the primary group alone counts
+        listed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS_BYTES)
         groups = frozenset(number for (number,) in _GID.iter_unpack(listed))
     return Peer(uid, gid, groups)
 
