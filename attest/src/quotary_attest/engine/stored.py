@@ -32,12 +32,15 @@ class Stored:
         """Return the attestation of an output with the newest certificates.
 
         Raises:
-            UnknownOutput: the log has no record of this output, or no more.
+            UnknownOutput: the log has no record of this output, or no more, or only as history that no quote
+                speaks for.
         """
         try:
             parts = self._host.store.parts(output_id)
         except NotFound as error:
             raise UnknownOutput(str(error)) from error
+        if parts.index < parts.commit.first:
+            raise UnknownOutput("the host stopped before it could commit this output: no quote speaks for it")
         model = Output.decode(parts.record).model
         event = None if model is None else model.event
         (stored,) = parts.commit.commit.supports
