@@ -10,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.name import _ASN1Type
+from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import Store
 from small_pki import (
     EKU_AK,
@@ -34,11 +36,13 @@ from quotary_verifier.pki.chain import (
     verify_ak_chain,
     verify_ek_chain,
 )
+from quotary_verifier.pki.der import subject_public_key_info
 
 ROOT = root()
 ANCHORS = TrustAnchors.from_der([ROOT.der])
 SUB = ROOT.sub_ca("Issuing CA", path_length=0)
 SERVER_AUTH = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.1")
+AK_USAGE = (x509.ExtendedKeyUsage([EKU_AK]), False)
 UNKNOWN_EXTENSION = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
 
 
@@ -74,6 +78,24 @@ def test_an_ak_certificate_tells_key_names_tpm_and_authority() -> None:
     assert (endorsed.not_before, endorsed.not_after) == (NOW - timedelta(30), NOW + timedelta(335))
     assert endorsed.profile is LeafProfile.AK
     assert endorsed.chain[-1] == ROOT.certificate
+
+
+@pytest.mark.parametrize(
+    "key",
+    [p256(), ec.generate_private_key(ec.SECP384R1()), rsa_private(2048), rsa_private(3072)],
+    ids=["p256", "p384", "rsa2048", "rsa3072"],
+)
+def test_the_key_of_a_certificate_is_the_one_in_its_place(key: ec.EllipticCurvePrivateKey) -> None:
+    spki, decoy = (
+        one.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        for one in (key, p256())
+    )
+    unique_id = x509.NameAttribute(NameOID.X500_UNIQUE_IDENTIFIER, b"\x00" + decoy, _ASN1Type.BitString)
+    leaf = ROOT.issue(x509.Name([unique_id]), key, [(usage("digital_signature"), True), AK_USAGE])
+    data = leaf.public_bytes(Encoding.DER)
+    assert data.index(decoy) < data.index(spki)
+    assert subject_public_key_info(data) == spki
+    assert ak(data).spki_der == spki
 
 
 def test_a_certificate_without_names_endorses_the_key_alone() -> None:

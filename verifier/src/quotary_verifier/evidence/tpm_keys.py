@@ -33,6 +33,7 @@ _REQUIRED: Final = {
     "restricted": tpm.RESTRICTED,
     "sign": tpm.SIGN,
 }
+_REQUIRED_BITS: Final = sum(_REQUIRED.values())
 _HANDLE_BYTES: Final = 4
 _MIN_RSA_BITS: Final = 2048
 _SCHEME_NAMES: Final = {alg.ALG_ECDSA: "ecdsa", alg.ALG_RSASSA: "rsassa", alg.ALG_RSAPSS: "rsapss"}
@@ -107,8 +108,8 @@ def ak_qualified_name(genesis_parent: bytes, public: tpm.Public) -> bytes:
 
 
 def _check_attributes(attributes: int) -> None:
-    missing = [name for name, bit in _REQUIRED.items() if not attributes & bit]
-    if missing:
+    if attributes & _REQUIRED_BITS != _REQUIRED_BITS:
+        missing = [name for name, bit in _REQUIRED.items() if not attributes & bit]
         raise EvidenceError(f"the key is not an attestation key: {', '.join(missing)} not set")
     if attributes & tpm.DECRYPT:
         raise EvidenceError("the key is not an attestation key: decrypt is set")

@@ -147,14 +147,13 @@ def pcr_digest(selection: PcrSelection, values: Mapping[int, bytes], hash_alg: i
     EvidenceError if a selected value is missing or not of the bank's size, or the bank is SHA-1;
     UnsupportedError for other banks.
     """
-    size = _bank_size(selection)
+    alg.signature_hash(selection.hash_alg)  # refuses the banks that never count
+    size = alg.HASH_SIZES[selection.hash_alg]
     selected = []
     for number in selection.pcrs:
-        value = values.get(number)
-        if value is None:
-            raise EvidenceError(f"the value of quoted pcr {number} is missing")
+        value = values.get(number, b"")
         if len(value) != size:
-            raise EvidenceError(f"the value of pcr {number} has {len(value)} bytes, not {size}")
+            raise _bad_value(number, values, size)
         selected.append(value)
     return alg.digest(hash_alg, b"".join(selected))
 
@@ -183,6 +182,7 @@ def _bank(selection: PcrSelection) -> str:
     return alg.HASH_NAMES.get(selection.hash_alg, f"0x{selection.hash_alg:04x}")
 
 
-def _bank_size(selection: PcrSelection) -> int:
-    alg.digest(selection.hash_alg, b"")  # refuses the banks that are refused
-    return alg.HASH_SIZES[selection.hash_alg]
+def _bad_value(number: int, values: Mapping[int, bytes], size: int) -> EvidenceError:
+    if number not in values:
+        return EvidenceError(f"the value of quoted pcr {number} is missing")
+    return EvidenceError(f"the value of pcr {number} has {len(values[number])} bytes, not {size}")

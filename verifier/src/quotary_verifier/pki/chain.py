@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.verification import PolicyBuilder, VerificationError, VerifiedClient
 
@@ -29,8 +29,10 @@ from quotary_verifier.pki.anchors import (
     Unreadable,
     load_bundle,
 )
+from quotary_verifier.pki.der import subject_public_key_info
 from quotary_verifier.pki.lenient import mend
 from quotary_verifier.pki.profiles import LeafProfile, ca_policy, leaf_policy
+from quotary_verifier.wire.tpm_public import SPKI_EC_PREFIX
 
 __all__ = [
     "AkEndorsement",
@@ -49,7 +51,7 @@ _MAX_CERTIFICATES: Final = 8
 _MAX_CERTIFICATE: Final = 16384
 _MAX_DEPTH: Final = 4
 _MIN_RSA_BITS: Final = 2048
-_CURVES: Final = (ec.SECP256R1, ec.SECP384R1)
+_EC_PREFIXES: Final = tuple(SPKI_EC_PREFIX.values())
 
 _MANUFACTURER: Final = x509.ObjectIdentifier("2.23.133.2.1")
 _MODEL: Final = x509.ObjectIdentifier("2.23.133.2.2")
@@ -149,7 +151,7 @@ def _verify(
     if len(certificates) > _MAX_CERTIFICATES:
         raise MalformedError(f"{len(certificates)} certificates, at most {_MAX_CERTIFICATES} are allowed")
     leaf, *others = [_load(der) for der in certificates]
-    spki_der = _leaf_key(leaf)
+    spki_der = _leaf_key(leaf, certificates[0])
     verified = _build(leaf, [*others, *anchors.helpers], anchors, at, profile)
     chain = tuple(verified.chain)
     root = anchors.root_of(chain)
@@ -202,16 +204,19 @@ def _load(der: bytes) -> x509.Certificate:
         raise MalformedError(f"a certificate cannot be read: {error}") from None
 
 
-def _leaf_key(leaf: x509.Certificate) -> bytes:
+def _leaf_key(leaf: x509.Certificate, der: bytes) -> bytes:
+    """The leaf's key as SubjectPublicKeyInfo; whether a point lies on its curve is left to who uses the key."""
+    spki = subject_public_key_info(der)
+    if spki.startswith(_EC_PREFIXES):
+        return spki
     try:
         key = leaf.public_key()
     except (*UNREADABLE, UnsupportedAlgorithm) as error:
         raise UnsupportedError(f"the key of a certificate cannot be read: {error}") from None
-    if isinstance(key, rsa.RSAPublicKey):
-        if key.key_size < _MIN_RSA_BITS:
-            raise EvidenceError(f"the certificate's rsa key of {key.key_size} bits is too weak")
-    elif not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _CURVES):
-        raise UnsupportedError("the certificate's key is neither rsa nor on p-256 or p-384")
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise UnsupportedError("the certificate's key is neither rsa nor a plain point on p-256 or p-384")
+    if key.key_size < _MIN_RSA_BITS:
+        raise EvidenceError(f"the certificate's rsa key of {key.key_size} bits is too weak")
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from quotary_verifier.errors import MalformedError
+from quotary_verifier.pki.der import encode, header
 
 _SEQUENCE: Final = 0x30
 _SET: Final = 0x31
@@ -56,7 +57,7 @@ def mend(der: bytes) -> Mended:
     body, algorithm, signature = parts
     faults: set[str] = set()
     mended = _mend_body(body, faults) + _mend_algorithm(algorithm, faults) + signature.raw
-    return Mended(_encode(_SEQUENCE, mended), body.raw, tuple(sorted(faults)))
+    return Mended(encode(_SEQUENCE, mended), body.raw, tuple(sorted(faults)))
 
 
 def _mend_body(body: _Element, faults: set[str]) -> bytes:
@@ -68,19 +69,19 @@ def _mend_body(body: _Element, faults: set[str]) -> bytes:
     pieces[first + 1] = _mend_algorithm(fields[first + 1], faults)
     for name in (first + 2, first + 4):
         pieces[name] = _mend_name(fields[name], faults)
-    return _encode(_SEQUENCE, b"".join(pieces))
+    return encode(_SEQUENCE, b"".join(pieces))
 
 
 def _mend_algorithm(algorithm: _Element, faults: set[str]) -> bytes:
     parts = _elements(algorithm.content)
     if len(parts) == 2 and parts[0].raw[:-1] == _ECDSA_WITH and parts[1].raw == _NULL:
         faults.add(NULL_PARAMETERS)
-        return _encode(_SEQUENCE, parts[0].raw)
+        return encode(_SEQUENCE, parts[0].raw)
     return algorithm.raw
 
 
 def _mend_name(name: _Element, faults: set[str]) -> bytes:
-    return _encode(_SEQUENCE, b"".join(_mend_set(element, faults) for element in _elements(name.content)))
+    return encode(_SEQUENCE, b"".join(_mend_set(element, faults) for element in _elements(name.content)))
 
 
 def _mend_set(element: _Element, faults: set[str]) -> bytes:
@@ -90,7 +91,7 @@ def _mend_set(element: _Element, faults: set[str]) -> bytes:
     ordered = sorted(members)
     if ordered != members:
         faults.add(SET_ORDER)
-    return _encode(_SET, b"".join(ordered))
+    return encode(_SET, b"".join(ordered))
 
 
 def _elements(data: bytes) -> Sequence[_Element]:
@@ -98,32 +99,10 @@ def _elements(data: bytes) -> Sequence[_Element]:
     at = 0
     while at < len(data):
         start = at
-        tag, size, at = _header(data, at)
+        tag, size, at = header(data, at)
         end = at + size
         if end > len(data):
             raise MalformedError("a certificate is truncated")
         found.append(_Element(tag, data[at:end], data[start:end]))
         at = end
     return found
-
-
-def _header(data: bytes, at: int) -> tuple[int, int, int]:
-    """Tag, length and the position of the content; only one-byte tags and lengths below 2^24 exist here."""
-    tag = data[at]
-    if tag & 0x1F == 0x1F or at + 1 >= len(data):
-        raise MalformedError("a certificate is truncated or has a tag of several bytes")
-    first = data[at + 1]
-    if first < 0x80:
-        return tag, first, at + 2
-    octets = first & 0x7F
-    if not 1 <= octets <= 3 or at + 2 + octets > len(data):
-        raise MalformedError("a certificate has a length that cannot be read")
-    return tag, int.from_bytes(data[at + 2 : at + 2 + octets], "big"), at + 2 + octets
-
-
-def _encode(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    if size < 0x80:
-        return bytes((tag, size)) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes((tag, 0x80 | len(length))) + length + content

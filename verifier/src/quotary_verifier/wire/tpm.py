@@ -8,6 +8,8 @@ other TPM modules of this package is re-exported here.
 
 from __future__ import annotations
 
+import functools
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -121,6 +123,9 @@ _MAX_NV_BUFFER: Final = 2048
 _MAX_RSA: Final = 512
 _MAX_SCALAR: Final = 66
 
+_SELECTION_HEAD = struct.Struct(">HB")
+_CLOCK_AND_FIRMWARE = struct.Struct(">QIIBQ")
+
 
 @dataclass(frozen=True, slots=True)
 class ClockInfo:
@@ -142,8 +147,7 @@ class PcrSelection:
     @property
     def pcrs(self) -> tuple[int, ...]:
         """The selected PCR numbers, rising."""
-        bits = int.from_bytes(self.bitmap, "little")
-        return tuple(number for number in range(8 * len(self.bitmap)) if bits >> number & 1)
+        return _pcr_numbers(self.bitmap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +242,14 @@ def parse_attest(data: bytes) -> Attest:
         raise EvidenceError(f"not a quote but {describe_attest_type(kind)}")
     signer = reader.sized(_MAX_NAME, "qualifiedSigner")
     extra = reader.sized(_MAX_DATA, "extraData")
-    clock = ClockInfo(reader.u64(), reader.u32(), reader.u32(), reader.yes_no("safe"))
-    firmware = reader.u64()
+    clock, resets, restarts, safe, firmware = reader.unpack(_CLOCK_AND_FIRMWARE)
+    if safe > 1:
+        raise MalformedError(f"TPMS_ATTEST: safe is {safe}, neither 0 nor 1")
+    counts = ClockInfo(clock, resets, restarts, safe == 1)
     quote = _parse_quote(reader) if kind == ST_ATTEST_QUOTE else None
     nv = _parse_nv(reader) if kind == ST_ATTEST_NV else None
     reader.end()
-    return Attest(magic, kind, signer, extra, clock, firmware, quote, nv, data)
+    return Attest(magic, kind, signer, extra, counts, firmware, quote, nv, data)
 
 
 def parse_signature(data: bytes) -> Signature:
@@ -301,8 +307,14 @@ def _parse_quote(reader: Reader) -> QuoteInfo:
     return QuoteInfo(selections, reader.sized(_MAX_DIGEST, "pcrDigest"))
 
 
+@functools.lru_cache(maxsize=64)
+def _pcr_numbers(bitmap: bytes) -> tuple[int, ...]:
+    bits = int.from_bytes(bitmap, "little")
+    return tuple(number for number in range(8 * len(bitmap)) if bits >> number & 1)
+
+
 def _parse_selection(reader: Reader) -> PcrSelection:
-    hash_alg, size = reader.u16(), reader.u8()
+    hash_alg, size = reader.unpack(_SELECTION_HEAD)
     if size > _MAX_SELECT:
         raise MalformedError(f"TPMS_ATTEST: a pcr bitmap of {size} bytes, at most {_MAX_SELECT} are allowed")
     return PcrSelection(hash_alg, reader.take(size))

@@ -7,6 +7,7 @@ key may be used for is not judged here but by `quotary_verifier.evidence.tpm_key
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,12 +37,14 @@ _CURVES: Final[dict[int, ec.EllipticCurve]] = {CURVE_P256: ec.SECP256R1(), CURVE
 _RSA_BITS: Final = frozenset({1024, 2048, 3072, 4096})
 _RSA_EXPONENT: Final = 65537
 _MAX_DIGEST: Final = 64
+_HEAD: Final = struct.Struct(">HHI")
 
-# SubjectPublicKeyInfo up to and with the leading 0x04 of an uncompressed point (RFC 5480, section 2).
-_SPKI_EC_PREFIX: Final = {
+SPKI_EC_PREFIX: Final = {
     CURVE_P256: bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004"),
     CURVE_P384: bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004"),
 }
+"""SubjectPublicKeyInfo of each curve up to and with the 0x04 of an uncompressed point (RFC 5480, section 2)."""
+
 _SPKI_RSA_ALGORITHM: Final = bytes.fromhex("300d06092a864886f70d0101010500")
 
 _SYMMETRIC: Final = frozenset({alg.ALG_AES, alg.ALG_SM4, alg.ALG_CAMELLIA})
@@ -102,7 +105,7 @@ class Public:
         """The key as DER SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7)."""
         key = self.key
         if isinstance(key, EccPoint):
-            return _SPKI_EC_PREFIX[key.curve] + key.x + key.y
+            return SPKI_EC_PREFIX[key.curve] + key.x + key.y
         numbers = _der(0x30, _der_unsigned(key.modulus) + _der_unsigned(key.exponent.to_bytes(3, "big")))
         return _der(0x30, _SPKI_RSA_ALGORITHM + _der(0x03, b"\0" + numbers))
 
@@ -121,9 +124,7 @@ def parse_public(data: bytes) -> Public:
     MalformedError for bad bytes, UnsupportedError for key types, curves, sizes and schemes not known here.
     """
     reader = Reader(data, "TPMT_PUBLIC")
-    kind = reader.u16()
-    name_alg = reader.u16()
-    attributes = reader.u32()
+    kind, name_alg, attributes = reader.unpack(_HEAD)
     if attributes & _RESERVED_ATTRIBUTES:
         raise MalformedError(f"object attributes 0x{attributes:08x} set a reserved bit")
     auth_policy = reader.sized(_MAX_DIGEST, "authPolicy")

@@ -28,12 +28,21 @@ class Reader:
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes; MalformedError if fewer are left."""
-        end = self._at + count
+        at = self._at
+        end = at + count
         if end > len(self._data):
-            raise MalformedError(f"{self._what} is truncated at byte {len(self._data)}")
-        chunk = self._data[self._at : end]
+            raise self._truncated()
         self._at = end
-        return chunk
+        return self._data[at:end]
+
+    def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
+        """The next numbers, several at once; MalformedError if fewer bytes are left."""
+        at = self._at
+        end = at + layout.size
+        if end > len(self._data):
+            raise self._truncated()
+        self._at = end
+        return layout.unpack_from(self._data, at)
 
     def u8(self) -> int:
         """One byte as a number."""
@@ -41,34 +50,30 @@ class Reader:
 
     def u16(self) -> int:
         """Two bytes, big endian."""
-        return int.from_bytes(self.take(2), "big")
+        return self.unpack(_U16)[0]
 
     def u32(self) -> int:
         """Four bytes, big endian."""
-        return int.from_bytes(self.take(4), "big")
+        return self.unpack(_U32)[0]
 
     def u64(self) -> int:
         """Eight bytes, big endian."""
-        return int.from_bytes(self.take(8), "big")
+        return self.unpack(_U64)[0]
 
     def sized(self, maximum: int, field: str) -> bytes:
         """A TPM2B: u16 length, then that many bytes, at most `maximum`."""
-        size = self.u16()
+        size = self.unpack(_U16)[0]
         if size > maximum:
             raise MalformedError(f"{self._what}: {field} has {size} bytes, at most {maximum} are allowed")
         return self.take(size)
-
-    def yes_no(self, field: str) -> bool:
-        """A TPMI_YES_NO: one byte that is 0 or 1."""
-        value = self.u8()
-        if value > 1:
-            raise MalformedError(f"{self._what}: {field} is {value}, neither 0 nor 1")
-        return value == 1
 
     def end(self) -> None:
         """MalformedError unless every byte has been read."""
         if self._at != len(self._data):
             raise MalformedError(f"{self._what} has {len(self._data) - self._at} trailing bytes")
+
+    def _truncated(self) -> MalformedError:
+        return MalformedError(f"{self._what} is truncated at byte {len(self._data)}")
 
 
 def u16(value: int) -> bytes:
