@@ -95,7 +95,7 @@ def test_only_what_a_consumer_needs_is_installed(consumer: Consumer) -> None:
 
 
 def test_the_commands_of_the_host_say_which_extra_they_need(consumer: Consumer) -> None:
-    done = consumer.run("attest", "agent", "status")
+    done = consumer.run("attest", "agent", "init", "--state", "state", "--host", "h.example")
     assert done.returncode == 4
     assert "Traceback" not in done.stderr
     assert "pip install 'quotary[" in done.stderr
