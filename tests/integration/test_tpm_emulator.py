@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from cryptography import x509
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.ek import read_ek_certificates
 from quotary_attest.tpm.emulator import SOCKET_PATH_LIMIT, Emulator
-from quotary_attest.tpm.errors import TpmError, TpmGone, TpmUnsupported
+from quotary_attest.tpm.errors import TpmConflict, TpmError, TpmGone, TpmUnsupported
 from quotary_attest.tpm.keys import load_keys, make_identity
 from quotary_attest.tpm.reading import read_clock
 
@@ -118,6 +121,41 @@ def test_a_state_that_swtpm_refuses_is_told_in_its_words(state: Path) -> None:
         emulator.start()
     assert str(state / "swtpm.log") in caught.value.hint
     assert not emulator.running
+
+
+def test_two_processes_do_not_share_an_emulator(state: Path) -> None:
+    with Emulator(state) as emulator:
+        with pytest.raises(TpmConflict, match="is used by another process"):
+            Emulator(state).start()
+        assert emulator.running
+    with Emulator(state):
+        pass
+
+
+def test_what_a_killed_process_left_behind_is_ended_first(state: Path) -> None:
+    script = (
+        "import sys, os, signal\nfrom pathlib import Path\n"
+        "from quotary_attest.tpm.emulator import Emulator\n"
+        "emulator = Emulator(Path(sys.argv[1]))\nemulator.start()\n"
+        "print(emulator.socket, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, state], capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    left = Path(killed.stdout.strip())
+    orphan = int((state / "swtpm.pid").read_text())
+    assert Path(f"/proc/{orphan}").exists()
+    with Emulator(state) as emulator, Connection(emulator.tcti) as connection:
+        assert not left.parent.exists()
+        assert read_clock(connection).reset_count > 0
+        assert int((state / "swtpm.pid").read_text()) != orphan
+
+
+def test_a_pid_of_another_program_is_left_alone(state: Path) -> None:
+    (state / "swtpm.pid").write_text(f"{os.getpid()}\n")
+    with Emulator(state) as emulator:
+        assert emulator.running
 
 
 def test_a_set_up_that_fails_is_told_in_its_own_words(

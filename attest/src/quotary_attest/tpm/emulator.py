@@ -10,8 +10,11 @@ unix socket's path may have 107 bytes only.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -21,11 +24,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from quotary_attest.tpm.errors import TpmError, TpmGone, TpmUnsupported
+from quotary_attest.tpm.errors import TpmConflict, TpmError, TpmGone, TpmUnsupported
 
 SOCKET_PATH_LIMIT: Final = 107
 _CONTROL_INIT, _CONTROL_SHUTDOWN = 2, 3
 _SHUTDOWN_CLEAR: Final = bytes.fromhex("8001 0000000c 00000145 0000")
+_SOCKETS_PREFIX: Final = "quotary-"
+_PID_FILE: Final = "swtpm.pid"
 _START_SECONDS: Final = 10.0
 _STOP_SECONDS: Final = 5.0
 
@@ -38,9 +43,10 @@ class Emulator:
     """
 
     def __init__(self, state: Path) -> None:
-        self.state = state
+        self.state = state.absolute()
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets: Path | None = None
+        self._lock: int | None = None
 
     @property
     def socket(self) -> Path:
@@ -84,10 +90,7 @@ class Emulator:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             config = self._write_configuration(localca)
         except OSError as error:
-            raise TpmError(
-                f"{self.state} cannot be used for the emulator's state: {(error.strerror or 'error').lower()}",
-                hint="name a folder that this user may write",
-            ) from error
+            raise self._unusable(error) from error
         command = [setup, "--tpm2", "--tpmstate", str(tpm), "--config", str(config), "--create-ek-cert"]
         done = subprocess.run(
             [*command, "--pcr-banks", "sha256"], capture_output=True, text=True, check=False
@@ -117,10 +120,22 @@ class Emulator:
         return config
 
     def start(self) -> None:
-        """Power the TPM on. Raises TpmUnsupported or TpmError, or TpmGone when swtpm ends at once."""
+        """Power the TPM on. Raises TpmUnsupported, TpmGone when swtpm ends at once, TpmConflict when another
+        process runs this emulator, or TpmError.
+
+        A swtpm that a killed process left behind over this state is ended first.
+        """
         if self.running:
             return
         program = _program("swtpm", "swtpm")
+        self._hold()
+        try:
+            self._power_on(program)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _power_on(self, program: str) -> None:
         self.manufacture()
         self._sockets = self._sockets or _socket_folder()
         path = self.socket
@@ -139,7 +154,34 @@ class Emulator:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        (self.state / _PID_FILE).write_text(f"{self._process.pid}\n")
         self._await_start(path, control)
+
+    def _hold(self) -> None:
+        """Take the state folder for this process, and end what a process that was killed left in it."""
+        if self._lock is not None:
+            return
+        try:
+            self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise TpmConflict(
+                f"the emulator in {self.state} is used by another process",
+                hint="is an agent running? stop it first",
+            ) from None
+        self._lock = lock
+        _end_leftover(self.state)
+
+    def _unusable(self, error: OSError) -> TpmError:
+        return TpmError(
+            f"{self.state} cannot be used for the emulator's state: {(error.strerror or 'error').lower()}",
+            hint="name a folder that this user may write",
+        )
 
     def _await_start(self, *sockets: Path) -> None:
         deadline = time.monotonic() + _START_SECONDS
@@ -181,6 +223,9 @@ class Emulator:
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
             self._sockets = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def power_cut(self) -> None:
         """End swtpm by SIGKILL, without farewell; `start` is the power coming back, at the same address."""
@@ -217,6 +262,28 @@ def _connected(path: Path) -> socket.socket:
     return connection
 
 
+def _end_leftover(state: Path) -> None:
+    """End a swtpm over this state whose owner was killed; its sockets are nobody's any more."""
+    try:
+        pid = int((state / _PID_FILE).read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        handle = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return
+    try:
+        if f"dir={state / 'tpm'},mode=0600" in command:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            select.select([handle], [], [], _STOP_SECONDS)
+            for argument in command:
+                if argument.startswith("type=unixio,path=") and f"/{_SOCKETS_PREFIX}" in argument:
+                    path = Path(argument.removeprefix("type=unixio,path=").partition(",")[0])
+                    shutil.rmtree(path.parent, ignore_errors=True)
+    except ProcessLookupError:  # it ended meanwhile
+        return
+    finally:
+        os.close(handle)
+
+
 def _answers(path: Path) -> bool:
     """Whether somebody listens there."""
     try:
@@ -232,7 +299,7 @@ def _socket_folder() -> Path:
     for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp is private
         if base and Path(base).is_dir() and len(os.fsencode(base)) + longest <= SOCKET_PATH_LIMIT:
             with contextlib.suppress(OSError):
-                return Path(tempfile.mkdtemp(prefix="quotary-", dir=base))
+                return Path(tempfile.mkdtemp(prefix=_SOCKETS_PREFIX, dir=base))
     raise TpmError("no folder for the emulator's sockets", hint="set TMPDIR to a short, writable path")
 
 
