@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from agents import HOST, audit, judge, make_state, pcr_of, release, running, start
+from tpms import Tpm
+
 from quotary_attest.agent import StartRefused, UnknownOutput, World, init_state
 from quotary_attest.log.journal import StagedBatch
 from quotary_attest.log.store import Store
@@ -22,10 +24,9 @@ from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.wire.attestation import Attestation, TpmSupport
 from quotary_verifier.wire.bindings import ZERO, commit_digest
 from quotary_verifier.wire.records import Output, Source, State
-from tpms import Tpm
 
 
-class Died(Exception):
+class DiedError(Exception):
     """What a crash point raises where the process itself is to live on."""
 
 
@@ -37,7 +38,7 @@ def dying(point: str, times: int = 0) -> World:
         nonlocal left
         if name == point:
             if left == 0:
-                raise Died
+                raise DiedError
             left -= 1
 
     return World(crash=crash)
@@ -100,7 +101,7 @@ async def test_a_start_that_dies_about_its_counter_is_followed_by_another(
     folder = tmp_path / "state"
     async with running(tpm, folder):
         pass
-    with pytest.raises(Died):
+    with pytest.raises(DiedError):
         await start(tpm, folder, world=dying(point))
     async with running(tpm, folder):
         pass
@@ -181,7 +182,7 @@ async def settled(store: Store) -> None:
     import asyncio
 
     async with asyncio.timeout(10):
-        while store.unsynced or store.applied < store.size:
+        while store.unsynced or store.applied < store.size:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 

@@ -22,7 +22,7 @@ from quotary_attest.engine.epochs import Epochs
 from quotary_attest.engine.errors import AgentError, Busy, NotServed, StartRefused, Unavailable
 from quotary_attest.engine.host import Host
 from quotary_attest.engine.outputs import Delivered, Leaves, NewOutput, Pending
-from quotary_attest.engine.start import Starter
+from quotary_attest.engine.start import Starter, refused
 from quotary_attest.engine.waiting import Waiting
 from quotary_attest.log.errors import DamagedError, StorageFailed, StoreError
 from quotary_attest.roots import ForeignExtend, PlatformReset, Quote, RootError, RootGone
@@ -50,7 +50,7 @@ _SYNC_LEAVES: Final = 1 << 16
 _SMOOTHING: Final = 0.2
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
-_FINAL = (ForeignExtend, StartRefused, StorageFailed, DamagedError)
+_FINAL = (StartRefused, StorageFailed, DamagedError)
 
 
 class Engine:
@@ -97,7 +97,7 @@ class Engine:
                 if attempt + 1 == _START_ATTEMPTS:
                     raise
             except ForeignExtend as error:
-                raise StartRefused(str(error), hint=error.hint) from error
+                raise refused(self.host, error) from error
         self._learn(made.seconds)
         self._accept()
         self._task = asyncio.create_task(self._run(), name="quotary-engine")
@@ -309,6 +309,8 @@ class Engine:
         """Tell everyone, then try to take the chain up again until it works, or until it must not."""
         pause = _FIRST_PAUSE
         while True:
+            if isinstance(error, ForeignExtend):
+                error = refused(self.host, error)
             self._refuse("unavailable", error)
             self._fail_all()
             if isinstance(error, _FINAL):

@@ -22,7 +22,7 @@ from quotary_attest.engine.position import (
     woke,
 )
 from quotary_attest.log.journal import StagedBatch
-from quotary_attest.roots import PlatformState
+from quotary_attest.roots import ForeignExtend, PlatformState
 from quotary_attest.workload import Workload
 from quotary_verifier.wire.bindings import ZERO, start_digest
 from quotary_verifier.wire.records import SALT_BYTES, Boot, BootTpm
@@ -31,10 +31,18 @@ _RESUME_HINT = (
     "find the other program that extends this pcr, then start with --resume: "
     "that is a new start, and auditors see a gap"
 )
+_REBOOT_HINT = (
+    "find the program that extends this pcr, then restart the host: only a reboot makes it usable again"
+)
 _RESTORED_HINT = (
     "a state folder must not be restored from a copy or used on two hosts; "
     "make a new origin with `attest agent init` in a new folder"
 )
+
+
+def refused(host: Host, error: ForeignExtend) -> StartRefused:
+    """Return what an operator gets to know where somebody else extended one of our PCRs."""
+    return StartRefused(str(error), hint=_RESUME_HINT if error.pcr == host.tpm.chain_pcr else _REBOOT_HINT)
 
 
 class Starter:
