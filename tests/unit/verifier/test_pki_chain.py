@@ -396,6 +396,15 @@ def test_a_certificate_that_cannot_be_read_is_malformed() -> None:
         ak(leaf + b"\x00")
 
 
+def test_a_signature_that_claims_unused_bits_is_malformed() -> None:
+    leaves = (ROOT.ak() for _ in range(100))
+    leaf = next(one for one in leaves if one[-1] % 2 == 0)
+    ak(leaf)
+    at = len(leaf) - len(x509.load_der_x509_certificate(leaf).signature) - 1
+    with pytest.raises(MalformedError, match="whole number of bytes"):
+        ak(leaf[:at] + b"\x01" + leaf[at + 1 :])
+
+
 def test_every_flipped_bit_of_a_leaf_is_refused() -> None:
     leaf = ROOT.ak()
     for at in range(0, len(leaf), 3):

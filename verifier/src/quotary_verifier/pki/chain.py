@@ -196,12 +196,16 @@ def _load(der: bytes) -> x509.Certificate:
     if len(der) > _MAX_CERTIFICATE:
         raise MalformedError(f"a certificate of {len(der)} bytes is too large")
     try:
-        return x509.load_der_x509_certificate(der)
+        certificate = x509.load_der_x509_certificate(der)
+        unused_bits = der[-len(certificate.signature) - 1]
     except UNREADABLE as error:
         faults = mend(der).faults
         if faults:  # tolerated in a root, whose own signature proves nothing, and nowhere else
             raise UnsupportedError(f"a certificate cannot be verified: {', '.join(faults)}") from None
         raise MalformedError(f"a certificate cannot be read: {error}") from None
+    if unused_bits:  # the library would overlook them, and one certificate have several encodings
+        raise MalformedError("the signature of a certificate is not a whole number of bytes")
+    return certificate
 
 
 def _leaf_key(leaf: x509.Certificate, der: bytes) -> bytes:
