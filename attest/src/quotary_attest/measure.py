@@ -73,7 +73,7 @@ def measure_file(path: Path, progress: Progress | None = None) -> MeasuredFile:
     try:
         with path.open("rb", buffering=0) as file:
             before = _identity(file.fileno())
-            while count := file.readinto(buffer):
+            while size <= before[0] and (count := file.readinto(buffer)):
                 digest.update(view[:count])
                 size += count
                 if progress is not None:
