@@ -615,6 +615,30 @@ def no_certificate_and_no_pin() -> Case:
 
 
 @case
+def revoked_certificate() -> Case:
+    forge = Forge()
+    assert forge.certificate is not None
+    policy = forge.policy(f'crls = ["""\n{forge.authority.crl(forge.certificate)}"""]\n')
+    return _case(forge, forge.attestation(), Step.AK_ENDORSEMENT, policy=policy)
+
+
+@case
+def certificate_that_no_crl_covers_under_a_policy_that_wants_to_know() -> Case:
+    forge = Forge()
+    policy = forge.policy("revocation_required = true\n")
+    return _case(
+        forge, forge.attestation(), Step.AK_ENDORSEMENT, policy=policy, outcome=Outcome.COULD_NOT_CHECK
+    )
+
+
+@case
+def certificate_that_a_crl_covers() -> Case:
+    forge = Forge()
+    policy = forge.policy(f'revocation_required = true\ncrls = ["""\n{forge.authority.crl()}"""]\n')
+    return _case(forge, forge.attestation(), None, policy=policy)
+
+
+@case
 def software_tpm_by_its_certificate() -> Case:
     forge = Forge()
     forge.certificate = forge.authority.issue(forge.ak.public_key(), forge.host, forge.origin, model="swtpm")

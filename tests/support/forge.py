@@ -135,6 +135,22 @@ class Authority:
     def pem(self) -> str:
         return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
 
+    def crl(self, *revoked: bytes) -> str:
+        """PEM of a CRL of the day that revokes these certificates (DER)."""
+        start = dt.datetime.fromtimestamp(NOW, dt.UTC) - dt.timedelta(hours=1)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(start)
+            .next_update(start + dt.timedelta(days=7))
+        )
+        for der in revoked:
+            serial = x509.load_der_x509_certificate(der).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build()
+            builder = builder.add_revoked_certificate(entry)
+        crl = builder.sign(self.key, hashes.SHA256())
+        return crl.public_bytes(serialization.Encoding.PEM).decode()
+
     def issue(
         self,
         key: ec.EllipticCurvePublicKey,

@@ -57,6 +57,7 @@ REFUSED = {
     "a table where several are meant": 'schema = "quotary-policy/v1"\n[pin]\norigin = "x"\n',
     "an authority without certificates": PIN + '[[authority]]\nname = "a"\n',
     "an authority whose certificate is none": PIN + '[[authority]]\nname = "a"\ncertificates = "x"\n',
+    "an authority whose CRL is none": Forge().policy('crls = ["x"]\n'),
     "a PCR that can be reset": PIN + f'[platform.pcrs]\n16 = ["{ZEROS}"]\n',
     "another PCR that can be reset": PIN + f'[platform.pcrs]\n23 = ["{ZEROS}"]\n',
     "a PCR that does not exist": PIN + f'[platform.pcrs]\n24 = ["{ZEROS}"]\n',

@@ -52,6 +52,16 @@ def read_crl(der: bytes) -> x509.CertificateRevocationList:
         raise MalformedError(f"a crl cannot be read: {error}") from None
 
 
+def read_crl_pem(text: str) -> x509.CertificateRevocationList:
+    """Read a CRL in PEM, as `read_crl` reads one in DER."""
+    if len(text) > 2 * _MAX_CRL:
+        raise MalformedError(f"a crl of {len(text)} characters is too large")
+    try:
+        return x509.load_pem_x509_crl(text.encode())
+    except UNREADABLE as error:
+        raise MalformedError(f"a crl cannot be read: {error}") from None
+
+
 def check_revocation(
     chain: Sequence[x509.Certificate], crls: Sequence[x509.CertificateRevocationList], at: datetime
 ) -> RevocationReport:

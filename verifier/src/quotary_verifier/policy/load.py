@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from quotary_verifier.errors import MalformedError, PolicyError, QuotaryError
 from quotary_verifier.pki.chain import TrustAnchors
+from quotary_verifier.pki.revocation import read_crl_pem
 from quotary_verifier.policy.model import AllowedModel, Authority, Freshness, Policy, Witnesses
 from quotary_verifier.tlog.note import TYPE_COSIGNATURE, VerifierKey, parse_vkey
 from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
@@ -125,8 +126,11 @@ def _authority(table: _Table) -> Authority:
     hosts = table.texts("hosts") or []
     for host in hosts:
         table.convert("hosts", host.removeprefix("*."), check_host)
+    crls = tuple(table.convert("crls", text, read_crl_pem) for text in table.texts("crls") or [])
+    required = table.take("revocation_required", bool, False)
     table.finish()
-    return Authority(name, table.convert("certificates", pem, TrustAnchors.from_pem), tuple(hosts))
+    anchors = table.convert("certificates", pem, TrustAnchors.from_pem)
+    return Authority(name, anchors, tuple(hosts), crls, required)
 
 
 def _pin(table: _Table) -> str:

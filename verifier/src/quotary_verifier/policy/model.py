@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cryptography.x509 import CertificateRevocationList
+
 from quotary_verifier.errors import PolicyError
 from quotary_verifier.pki.chain import TrustAnchors
 from quotary_verifier.tlog.note import VerifierKey
@@ -14,11 +16,16 @@ from quotary_verifier.wire.records import Link, State
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A CA whose certificates vouch for AKs. `hosts` narrows the host names: exact, or `*.` and a suffix."""
+    """A CA whose certificates vouch for AKs. `hosts` narrows the host names: exact, or `*.` and a suffix.
+
+    `crls` are lists that the relying party brings; with `revocation_required` they must cover a certificate.
+    """
 
     name: str
     anchors: TrustAnchors
     hosts: tuple[str, ...] = ()
+    crls: tuple[CertificateRevocationList, ...] = ()
+    revocation_required: bool = False
 
     def speaks_for(self, host: str) -> bool:
         """Tell whether this authority may endorse a host name."""

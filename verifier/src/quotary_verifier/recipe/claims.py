@@ -36,6 +36,9 @@ def _identity(commit: CommitFacts) -> Iterator[Claim]:
     yield Claim("origin_pinned", endorsement.pinned, _HOST)
     if certificate is not None:
         yield Claim("authority", endorsement.authority, _ENDORSED)
+        yield Claim(
+            "revocation", str(endorsement.revocation.value if endorsement.revocation else None), _ENDORSED
+        )
         yield Claim("tpm_manufacturer", certificate.tpm_manufacturer, _ENDORSED)
         yield Claim("tpm_model", certificate.tpm_model, _ENDORSED)
     yield _kind(commit)

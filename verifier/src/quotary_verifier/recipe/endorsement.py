@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.pki.chain import AkEndorsement, verify_ak_chain
+from quotary_verifier.pki.revocation import Revocation, check_revocation
 from quotary_verifier.policy.model import Authority, Policy
 from quotary_verifier.recipe.witness import Witnessed
 from quotary_verifier.wire.tpm_public import Public
@@ -19,13 +20,15 @@ ORIGIN_SCHEME = "quotary://"
 class Endorsement:
     """How the AK is vouched for: by a certificate under `authority`, by a pinned origin, or both.
 
-    `binds_origin` tells whether the certificate names this log and not only its host.
+    `binds_origin` tells whether the certificate names this log and not only its host; `revocation` what the CRLs of
+    the policy say of the path, None where no certificate counts.
     """
 
     pinned: bool
     authority: str | None
     certificate: AkEndorsement | None
     binds_origin: bool
+    revocation: Revocation | None = None
 
 
 def endorse(
@@ -56,8 +59,9 @@ def endorse(
     unsupported = False
     for authority in policy.authorities:
         try:
-            certificate = _under(authority, host, public, certificates, at, seen)
-            return Endorsement(pinned, authority.name, certificate, _names_origin(certificate, origin))
+            certificate, moment = _under(authority, host, public, certificates, at, seen)
+            state = _revocation(authority, certificate, moment)
+            return Endorsement(pinned, authority.name, certificate, _names_origin(certificate, origin), state)
         except UnsupportedError as error:
             unsupported = True
             problems.append(f"{authority.name}: {error}")
@@ -76,20 +80,32 @@ def _under(
     certificates: tuple[bytes, ...],
     at: int,
     seen: Witnessed | None,
-) -> AkEndorsement:
+) -> tuple[AkEndorsement, datetime]:
     if not authority.speaks_for(host):
         raise EvidenceError(f"the policy does not let it speak for the host {host}")
-    certificate = _at_the_right_time(authority, certificates, at, seen)
+    certificate, moment = _at_the_right_time(authority, certificates, at, seen)
     if certificate.spki_der != public.to_spki_der():
         raise EvidenceError("the certificate is of another key than the AK of the genesis record")
     if host not in certificate.dns_names:
         raise EvidenceError(f"the certificate does not name the host {host}")
-    return certificate
+    return certificate, moment
+
+
+def _revocation(authority: Authority, certificate: AkEndorsement, moment: datetime) -> Revocation:
+    """Return what the authority's CRLs say; "unknown" is never "good", and the policy may demand to know."""
+    state = check_revocation(certificate.chain, authority.crls, moment).state
+    if state is Revocation.REVOKED:
+        raise EvidenceError("the certificate was revoked")
+    if state is Revocation.UNKNOWN and authority.revocation_required:
+        raise UnsupportedError(
+            "no current CRL says whether the certificate was revoked, and the policy wants to know"
+        )
+    return state
 
 
 def _at_the_right_time(
     authority: Authority, certificates: tuple[bytes, ...], at: int, seen: Witnessed | None
-) -> AkEndorsement:
+) -> tuple[AkEndorsement, datetime]:
     """Check the path at the witnesses' time where there is one, else at the time argument.
 
     A certificate issued later still vouches, as a fixedTPM key does not change: its path is then checked at the
@@ -97,15 +113,15 @@ def _at_the_right_time(
     """
     now = datetime.fromtimestamp(at, UTC)
     if seen is None or seen.time is None:
-        return verify_ak_chain(certificates, authority.anchors, now)
+        return verify_ak_chain(certificates, authority.anchors, now), now
     then = datetime.fromtimestamp(seen.time, UTC)
     try:
-        return verify_ak_chain(certificates, authority.anchors, then)
+        return verify_ak_chain(certificates, authority.anchors, then), then
     except EvidenceError:
         certificate = verify_ak_chain(certificates, authority.anchors, now)
         if certificate.not_before <= then:
             raise
-        return certificate
+        return certificate, now
 
 
 def _names_origin(certificate: AkEndorsement, origin: str) -> bool:
