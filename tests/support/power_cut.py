@@ -119,13 +119,14 @@ class Disk:
 
     fdatasync = fsync
 
-    def cut(self, target: Path, *, database_survives: bool) -> None:
+    def cut(self, target: Path, *, database_survives: bool, removals_survive: bool) -> None:
         """Write what is durable to `target`, the worst that the disk may do.
 
-        With `database_survives` what SQLite wrote is there too, although nothing asked for it.
+        With `database_survives` what SQLite wrote is there too, and with `removals_survive` what was removed is
+        gone, although nothing asked for either.
         """
         shutil.rmtree(target, ignore_errors=True)
-        self._write_folder(self._root, target)
+        self._write_folder(self._root, target, removals_survive)
         for name in DATABASE:
             (target / name).unlink(missing_ok=True)
             live = self._root / name
@@ -133,10 +134,10 @@ class Disk:
             if data is not None:
                 (target / name).write_bytes(data)
 
-    def _write_folder(self, source: Path, target: Path) -> None:
+    def _write_folder(self, source: Path, target: Path, removals_survive: bool) -> None:
         target.mkdir()
         for name, key in self._names.get(source, {}).items():
             if source / name in self._names or (source / name).is_dir():
-                self._write_folder(source / name, target / name)
-            else:
+                self._write_folder(source / name, target / name, removals_survive)
+            elif (source / name).exists() or not removals_survive:
                 (target / name).write_bytes(self._files.get(key, b""))

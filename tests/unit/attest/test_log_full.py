@@ -99,6 +99,22 @@ def test_after_a_failed_fsync_nothing_is_written_until_the_store_is_opened_again
     again.close()
 
 
+def test_journals_stay_until_the_rows_are_durable(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    append(store, 5)
+    with Disk(tmp_path) as counting:
+        store.sync()
+    batch = append(store, 5)
+    # the last calls of a sync are that of the rows and the removal of one journal
+    failing = Disk(tmp_path, counting.calls - 1, OSError(errno.ENOSPC, "full"))
+    with failing, pytest.raises(StorageFull):
+        store.sync()
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == [f"{batch.start:020}"]
+    store.sync()
+    assert not list((tmp_path / "journal").iterdir())
+    store.close()
+
+
 CHILD = """
 import resource, sys
 from pathlib import Path

@@ -308,7 +308,7 @@ def _history(store: Store, acknowledged: list[StagedBatch], staged: list[StagedB
     store.sync()
 
 
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_no_power_cut_loses_what_was_acknowledged(tmp_path: Path, stride: int) -> None:
     root = tmp_path / "log"
     total = _calls(root)
@@ -320,9 +320,11 @@ def test_no_power_cut_loses_what_was_acknowledged(tmp_path: Path, stride: int) -
         with Disk(root, fail_at) as disk:
             with suppress(PowerCut):
                 _history(Store.open(root), acknowledged, staged)
-            for database_survives in (False, True):
-                disk.cut(tmp_path / f"cut{database_survives}", database_survives=database_survives)
-        for cut in (tmp_path / "cutFalse", tmp_path / "cutTrue"):
+            cuts = []
+            for database, removals in ((False, False), (False, True), (True, True)):
+                cuts.append(tmp_path / f"cut{len(cuts)}")
+                disk.cut(cuts[-1], database_survives=database, removals_survive=removals)
+        for cut in cuts:
             _check_after_power_cut(cut, acknowledged, staged)
 
 
