@@ -12,6 +12,7 @@ import json
 import re
 from typing import Any
 
+from quotary_attest.serving.pattern import Pattern
 from quotary_attest.serving.text import TextDigests
 from quotary_verifier.wire.inband import DONE, last_head, opens_event
 
@@ -50,6 +51,9 @@ class TailHolder:
             return data
         if self.done:
             return self._lengthen(data)
+        if not self._held and len(data) >= _CONTEXT and data.endswith(b"\n\n") and DONE not in data:
+            self._context = data[-_CONTEXT:]  # whole events, as nearly always
+            return data
         window = self._context + self._held + data
         base = len(self._context)
         cut = self._cut(window, base)
@@ -107,7 +111,8 @@ class StreamReader:
     """Reads a stream for its meaning, after it was sent."""
 
     __slots__ = (
-        "_batch", "_begun", "_given_up", "_head", "_no_span", "_size", "done", "error", "texts", "usage"
+        "_batch", "_begun", "_chat", "_given_up", "_head", "_no_span", "_pattern", "_size",
+        "done", "error", "texts", "usage",
     )  # fmt: skip
 
     def __init__(self, *, chat: bool) -> None:
@@ -118,6 +123,8 @@ class StreamReader:
         self._given_up = False
         self._head: bytes | None = None
         self._no_span = False
+        self._chat = chat
+        self._pattern = Pattern()
         self.texts = TextDigests(chat=chat)
         self.error = False
         """True if an event said so: its data has an `error`, or its type is `error`."""
@@ -191,14 +198,38 @@ class StreamReader:
             self._no_span = self._no_span or start.startswith(b"{")
             events = events.removeprefix(_BOM)
         if not crlf:
-            for event in events.decode(errors="replace").split("\n\n"):
-                if event.startswith("data: ") and "\n" not in event:
-                    self._dispatch(event[6:], "")
-                else:
-                    self._take_lines(event)
+            self._take_plain(events.decode(errors="replace").split("\n\n"))
             return
         for raw in _BLANK_LINE.split(events):
             self._take_lines(_LINE_END.sub(b"\n", raw).decode(errors="replace"))
+
+    def _take_plain(self, events: list[str]) -> None:
+        """Take in events whose lines end in LF; those that fit the pattern of the stream go fast."""
+        pattern, pieces = self._pattern, list[str]()
+        for event in events:
+            piece = None if self.done else pattern.piece(event)
+            if piece is not None:
+                pieces.append(piece)
+                continue
+            if pieces:
+                self._add_pieces(pieces)
+                pieces = []
+            if event.startswith("data: ") and "\n" not in event:
+                payload = self._dispatch(event[6:], "")
+                if payload is not None:
+                    pattern.learn(event, payload, chat=self._chat)
+            else:
+                self._take_lines(event)
+        if pieces:
+            self._add_pieces(pieces)
+
+    def _add_pieces(self, pieces: list[str]) -> None:
+        """Take in the texts of chunks that fitted the pattern, as one chunk."""
+        choice = self._pattern.choices[0]
+        text = "".join(pieces)
+        changed = {"delta": {**choice["delta"], "content": text}} if self._chat else {"text": text}
+        choice = {**choice, **changed}
+        self.texts.add_choices([choice], streamed=True)
 
     def _take_lines(self, event: str) -> None:
         """Read an event of any form: lines ended by LF, `data` and `event` fields, comments."""
@@ -214,25 +245,27 @@ class StreamReader:
         if data:
             self._dispatch("\n".join(data), kind)
 
-    def _dispatch(self, data: str, kind: str) -> None:
+    def _dispatch(self, data: str, kind: str) -> dict[str, Any] | None:
+        """Take in the data of one event; return the object that it is, None if it is none."""
         if self.done:
-            return
+            return None
         if data == "[DONE]":
             self.done = True
-            return
+            return None
         self.error = self.error or kind == "error"
         try:
-            payload, _ = _DECODER.raw_decode(data)
+            payload = _DECODER.decode(data)
         except (ValueError, RecursionError):
-            return
+            return None
         if not isinstance(payload, dict):
-            return
+            return None
         if payload.get("error") is not None:
             self.error = True
         usage = payload.get("usage")
         if isinstance(usage, dict):
             self.usage = usage
         self.texts.add_choices(payload.get("choices"), streamed=True)
+        return payload
 
 
 def _complete_end(data: bytes, *, last: bool) -> int:
