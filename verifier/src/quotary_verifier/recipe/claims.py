@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from quotary_verifier.recipe.commit import CommitFacts
 from quotary_verifier.recipe.leaf import ModelFinding
 from quotary_verifier.recipe.outputs import Match
+from quotary_verifier.recipe.platform import Host, PlatformFacts
 from quotary_verifier.recipe.verdict import Claim, ClaimSource
 from quotary_verifier.wire.names import format_output_id
 from quotary_verifier.wire.records import Output, Source
@@ -21,18 +22,19 @@ def output_claims(
 ) -> tuple[Claim, ...]:
     """Return every claim about one output; call it only where all steps passed."""
     return (
-        *_identity(commit),
-        *_platform(commit),
+        *platform_claims(commit.host, commit.platform),
+        *_commit(commit),
         *_model(model),
         *_record(record, match),
     )
 
 
-def _identity(commit: CommitFacts) -> Iterator[Claim]:
-    endorsement = commit.endorsement
+def platform_claims(host: Host, platform: PlatformFacts) -> Iterator[Claim]:
+    """Yield the claims about the host, its TPM and its platform; call it only where all steps passed."""
+    endorsement = platform.endorsement
     certificate = endorsement.certificate
-    yield Claim("host", commit.genesis.host, _HOST if certificate is None else _ENDORSED)
-    yield Claim("origin", commit.origin, _ENDORSED if endorsement.binds_origin else _HOST)
+    yield Claim("host", host.genesis.host, _HOST if certificate is None else _ENDORSED)
+    yield Claim("origin", host.origin, _ENDORSED if endorsement.binds_origin else _HOST)
     yield Claim("origin_pinned", endorsement.pinned, _HOST)
     if certificate is not None:
         yield Claim("authority", endorsement.authority, _ENDORSED)
@@ -41,29 +43,29 @@ def _identity(commit: CommitFacts) -> Iterator[Claim]:
         )
         yield Claim("tpm_manufacturer", certificate.tpm_manufacturer, _ENDORSED)
         yield Claim("tpm_model", certificate.tpm_model, _ENDORSED)
-    yield _kind(commit)
-    yield Claim("ak_algorithm", commit.key.profile.algorithm, _HARDWARE)
+    yield _kind(platform)
+    yield Claim("ak_algorithm", platform.key.profile.algorithm, _HARDWARE)
+    clock = platform.attest.clock
+    yield Claim("boot", f"reset {clock.reset_count}, restart {clock.restart_count}", _HARDWARE)
+    yield Claim("tpm_clock_ms", clock.clock, _HARDWARE)
+    yield Claim("tpm_clock_safe", bool(clock.safe), _HARDWARE)
+    yield Claim("firmware_version", f"{platform.attest.firmware_version:016x}", _HARDWARE)
+    for pcr, value in sorted(platform.pcrs.items()):
+        if any(value):
+            yield Claim(f"pcr_{pcr}", value.hex(), _HARDWARE)
+    yield Claim("workload_epoch", platform.log.epoch, _HARDWARE)
 
 
-def _kind(commit: CommitFacts) -> Claim:
-    if commit.software:
-        return Claim("tpm_kind", f"software TPM: {commit.software}", _HOST)
-    if commit.endorsement.certificate is not None:
+def _kind(platform: PlatformFacts) -> Claim:
+    if platform.software:
+        return Claim("tpm_kind", f"software TPM: {platform.software}", _HOST)
+    if platform.endorsement.certificate is not None:
         return Claim("tpm_kind", "a TPM, as the certificate says", _ENDORSED)
     return Claim("tpm_kind", "unknown: the origin is pinned and nothing endorses its TPM", _HOST)
 
 
-def _platform(commit: CommitFacts) -> Iterator[Claim]:
-    clock = commit.attest.clock
-    yield Claim("boot", f"reset {clock.reset_count}, restart {clock.restart_count}", _HARDWARE)
-    yield Claim("tpm_clock_ms", clock.clock, _HARDWARE)
-    yield Claim("tpm_clock_safe", bool(clock.safe), _HARDWARE)
-    yield Claim("firmware_version", f"{commit.attest.firmware_version:016x}", _HARDWARE)
-    for pcr, value in sorted(commit.pcrs.items()):
-        if any(value):
-            yield Claim(f"pcr_{pcr}", value.hex(), _HARDWARE)
+def _commit(commit: CommitFacts) -> Iterator[Claim]:
     yield Claim("commit", commit.digest.hex(), _HARDWARE)
-    yield Claim("workload_epoch", commit.log.epoch, _HARDWARE)
     for name in commit.witnessed.names:
         yield Claim("witness", name, _ENDORSED)
 

@@ -11,7 +11,6 @@ from quotary_verifier.pki.chain import AkEndorsement, verify_ak_chain
 from quotary_verifier.pki.revocation import Revocation, check_revocation
 from quotary_verifier.policy.model import Authority, Policy
 from quotary_verifier.recipe.witness import Witnessed
-from quotary_verifier.wire.tpm_public import Public
 
 ORIGIN_SCHEME = "quotary://"
 
@@ -35,12 +34,14 @@ def endorse(
     policy: Policy,
     origin: str,
     host: str,
-    public: Public,
+    spki: bytes,
     certificates: tuple[bytes, ...],
     at: int,
     seen: Witnessed | None,
 ) -> Endorsement:
     """Find an authority of the policy whose certificate covers the AK, or the origin among the pins.
+
+    `spki` is the AK as DER SubjectPublicKeyInfo.
 
     Raises:
         EvidenceError: neither does.
@@ -59,7 +60,7 @@ def endorse(
     unsupported = False
     for authority in policy.authorities:
         try:
-            certificate, moment = _under(authority, host, public, certificates, at, seen)
+            certificate, moment = _under(authority, host, spki, certificates, at, seen)
             state = _revocation(authority, certificate, moment)
             return Endorsement(pinned, authority.name, certificate, _names_origin(certificate, origin), state)
         except UnsupportedError as error:
@@ -76,7 +77,7 @@ def endorse(
 def _under(
     authority: Authority,
     host: str,
-    public: Public,
+    spki: bytes,
     certificates: tuple[bytes, ...],
     at: int,
     seen: Witnessed | None,
@@ -84,7 +85,7 @@ def _under(
     if not authority.speaks_for(host):
         raise EvidenceError(f"the policy does not let it speak for the host {host}")
     certificate, moment = _at_the_right_time(authority, certificates, at, seen)
-    if certificate.spki_der != public.to_spki_der():
+    if certificate.spki_der != spki:
         raise EvidenceError("the certificate is of another key than the AK of the genesis record")
     if host not in certificate.dns_names:
         raise EvidenceError(f"the certificate does not name the host {host}")

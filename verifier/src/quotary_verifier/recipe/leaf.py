@@ -76,7 +76,7 @@ def check_model(policy: Policy, record: Output, commit: CommitFacts) -> ModelFin
 
 
 def _find(policy: Policy, claim: ModelClaim, commit: CommitFacts) -> ModelFinding:
-    logged = commit.log.find(claim.event)
+    logged = commit.platform.log.find(claim.event)
     if logged is None:
         raise EvidenceError(f"event {claim.event} of the workload log is not of the epoch in force")
     if logged.digest != claim.event_digest:

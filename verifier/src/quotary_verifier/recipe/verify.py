@@ -57,7 +57,7 @@ def verify(attestation: bytes, question: Question, policy: Policy) -> Verdict:
         Rejected: something is malformed, false, or lacks what the policy requires; `report` says what.
         NotChecked: nothing is false, but a required check could not be done.
     """
-    return verify_in(attestation, question, policy)[0]
+    return _verify(attestation, question, policy)[0]
 
 
 def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[Verdict, VerifiedCommit]:
@@ -67,6 +67,13 @@ def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[V
         Rejected: as `verify`.
         NotChecked: as `verify`.
     """
+    verdict, parsed, commit, run = _verify(attestation, question, policy)
+    return verdict, VerifiedCommit(policy, question.at, parsed, commit, run)
+
+
+def _verify(
+    attestation: bytes, question: Question, policy: Policy
+) -> tuple[Verdict, Attestation, CommitFacts, Run]:
     run = Run()
     try:
         decoded = run.do(Step.DECODE, _decode, attestation)
@@ -83,8 +90,8 @@ def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[V
         raise _error(run, question, policy) from None
     if run.unchecked is not None or match is None:
         raise _error(run, question, policy)
-    verified = VerifiedCommit(policy, question.at, parsed, commit, run)
-    return make_verdict(lambda: _report(run, question, policy, record, match, model, commit)), verified
+    verdict = make_verdict(lambda: _report(run, question, policy, record, match, model, commit))
+    return verdict, parsed, commit, run
 
 
 def _decode(attestation: bytes) -> tuple[Attestation, Output]:
@@ -175,9 +182,9 @@ def _report(
     notices = list(run.notices)
     if not commit.witnessed.names:
         notices.append(NO_WITNESS)
-    if commit.endorsement.certificate is not None and not commit.endorsement.binds_origin:
+    if commit.platform.endorsement.certificate is not None and not commit.platform.endorsement.binds_origin:
         notices.append("the certificate endorses the host and its key, but does not name this log")
-    if not commit.key.profile.own:
+    if not commit.platform.key.profile.own:
         notices.append("AK without auth: any process with the TPM can quote")
     return Report(
         outcome=Outcome.VERIFIED,
@@ -214,11 +221,11 @@ class VerifiedCommit:
 
     __slots__ = (
         "_at",
-        "_checks",
         "_commit",
         "_genesis",
         "_note",
         "_notices",
+        "_outcomes",
         "_policy",
         "_supports",
         "_unknown",
@@ -231,7 +238,7 @@ class VerifiedCommit:
         self._genesis = parsed.genesis
         self._note = parsed.note
         self._supports = parsed.supports
-        self._checks = [check for check in run.checks if check.step not in _LEAF_STEPS]
+        self._outcomes = [outcome for outcome in run.outcomes if outcome[0] not in _LEAF_STEPS]
         self._notices = list(run.notices)
         self._unknown = [text for text in run.not_understood if text.startswith(("genesis", "note"))]
 
@@ -279,7 +286,7 @@ class VerifiedCommit:
         model: ModelFinding | None,
     ) -> Report:
         run = Run()
-        run.checks = list(self._checks)
+        run.outcomes = list(self._outcomes)
         run.notices = list(self._notices)
         run.not_understood = list(self._unknown)
         _not_understood(run, parsed, record)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps that judge a quote, its AK and the platform it speaks for, whatever the quote binds.
+
+A commit's quote and a fresh quote differ in what their extraData is and where the chain PCR's value comes from;
+everything else is judged here, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.evidence.tpm_keys import AttestationKey, attestation_key
+from quotary_verifier.evidence.tpm_quote import (
+    OWN_SELECTION,
+    check_extra_data,
+    check_qualified_signer,
+    check_selection,
+    verify_pcr_values,
+    verify_signature,
+)
+from quotary_verifier.logs.workload import WorkloadLog, opaque, read_log
+from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.endorsement import Endorsement, endorse
+from quotary_verifier.recipe.run import Run
+from quotary_verifier.recipe.software import software_signs
+from quotary_verifier.recipe.steps import Step
+from quotary_verifier.recipe.witness import Witnessed
+from quotary_verifier.wire.attestation import TpmSupport
+from quotary_verifier.wire.bindings import ZERO
+from quotary_verifier.wire.records import Genesis, TpmIdentity
+from quotary_verifier.wire.tpm import Attest, Signature, parse_attest, parse_signature, unpack_evidence
+from quotary_verifier.wire.tpm_public import Public, parse_public
+
+QUOTED_PCRS = range(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a genesis record says of itself: origin, and its TPM with the AK parsed (`spki` is its SPKI in DER)."""
+
+    genesis: Genesis
+    origin: str
+    identity: TpmIdentity
+    public: Public
+    spki: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadQuote:
+    """A quote that was parsed and nothing more, with the support that goes with it."""
+
+    support: TpmSupport
+    attest: Attest
+    attest_bytes: bytes
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformFacts:
+    """What the steps established; meaningful only together with the checks that led here.
+
+    `pcrs` are all sixteen quoted values, `log` the replayed workload log, `software` in words what shows that the TPM
+    is a software one, empty where nothing does.
+    """
+
+    attest: Attest
+    pcrs: dict[int, bytes]
+    key: AttestationKey
+    endorsement: Endorsement
+    software: str
+    log: WorkloadLog
+
+
+def read_host(record: bytes) -> Host:
+    """Read a genesis record and the AK in it.
+
+    Raises:
+        MalformedError: it is none, or its AK is no TPMT_PUBLIC.
+        UnsupportedError: its version or its AK's algorithm is unknown, or it has no TPM.
+    """
+    genesis = Genesis.decode(record)
+    if genesis.tpm is None:
+        raise UnsupportedError("the origin has no TPM; TEE evidence is not known to this verifier")
+    public = parse_public(genesis.tpm.ak)
+    return Host(genesis, genesis.origin(record), genesis.tpm, public, public.to_spki_der())
+
+
+def read_quote(support: TpmSupport, evidence: bytes) -> ReadQuote:
+    """Take TPM evidence apart; it must be a quote.
+
+    Raises:
+        MalformedError: it has another form.
+        EvidenceError: it is another attestation structure.
+        UnsupportedError: its algorithm is unknown.
+    """
+    attest_bytes, signature = unpack_evidence(evidence)
+    attest = parse_attest(attest_bytes)
+    attest.require_quote()
+    return ReadQuote(support, attest, attest_bytes, parse_signature(signature))
+
+
+def judge_platform(
+    run: Run,
+    policy: Policy,
+    host: Host,
+    quote: ReadQuote,
+    digest: bytes,
+    chain_value: bytes,
+    at: int,
+    seen: Witnessed | None,
+) -> PlatformFacts | None:
+    """Do the steps from `quote.chain` to `platform`; None where one of them could not be done.
+
+    `digest` is what extraData must be, `chain_value` what the chain PCR must be quoted as.
+
+    Raises:
+        Stopped: a step failed; `run` says which and why.
+    """
+    pcrs = run.do(Step.QUOTE_CHAIN, _chain, host.identity, quote, digest, chain_value)
+    run.do(Step.QUOTE_SIGNATURE, verify_signature, host.public, quote.attest_bytes, quote.signature)
+    log = run.do(Step.WORKLOAD, _workload, policy, quote.support)
+    if pcrs is not None and log is not None:
+        pcrs[host.identity.workload_pcr] = log.value
+        run.do(Step.QUOTE_PCRS, _pcrs, quote, pcrs)
+    run.do(Step.QUOTE_CLOCK, _clock, policy, quote.attest)
+    key = run.do(Step.AK_ATTRIBUTES, _ak, policy, host)
+    if key is not None:
+        run.do(Step.AK_NAME, check_qualified_signer, quote.attest, key.qualified_name)
+    certificates = quote.support.certificates
+    endorsement = run.do(
+        Step.AK_ENDORSEMENT,
+        endorse,
+        policy,
+        host.origin,
+        host.genesis.host,
+        host.spki,
+        certificates,
+        at,
+        seen,
+    )
+    software = run.do(Step.TPM_KIND, _tpm_kind, policy, quote.attest, endorsement, log)
+    if pcrs is not None:
+        run.do(Step.PLATFORM, _platform, run, policy, host.identity, pcrs)
+    if pcrs is None or log is None or key is None or endorsement is None or software is None:
+        return None
+    return PlatformFacts(quote.attest, pcrs, key, endorsement, software, log)
+
+
+def _chain(identity: TpmIdentity, quote: ReadQuote, digest: bytes, chain_value: bytes) -> dict[int, bytes]:
+    """Check that the quote binds the digest, and put the PCR values together; step `quote.pcrs` compares them."""
+    check_extra_data(quote.attest, digest)
+    given = quote.support.pcrs
+    if identity.chain_pcr in given or identity.workload_pcr in given:
+        raise MalformedError(
+            "the support gives the chain PCR or the workload PCR, which follow from elsewhere"
+        )
+    if ZERO in given.values():
+        raise MalformedError("the support gives a PCR that is zero, which it must leave out")
+    pcrs = {pcr: given.get(pcr, ZERO) for pcr in QUOTED_PCRS}
+    pcrs[identity.chain_pcr] = chain_value
+    return pcrs
+
+
+def _workload(policy: Policy, support: TpmSupport) -> WorkloadLog:
+    hidden = opaque(support.workload_log)
+    if hidden and not policy.opaque_events:
+        raise EvidenceError(f"{len(hidden)} workload events are opaque, and the policy allows none to be")
+    return read_log(support.workload_log)
+
+
+def _clock(policy: Policy, attest: Attest) -> None:
+    if policy.safe_clock and not attest.clock.safe:
+        raise EvidenceError(
+            "the TPM says that its clock may have gone back, and the policy demands a safe one"
+        )
+
+
+def _pcrs(quote: ReadQuote, pcrs: dict[int, bytes]) -> None:
+    quoted = quote.attest.require_quote()
+    check_selection(quoted, OWN_SELECTION)
+    verify_pcr_values(quoted, pcrs, quote.signature.hash_alg)
+
+
+def _ak(policy: Policy, host: Host) -> AttestationKey:
+    key = attestation_key(host.public, host.identity.ak_parent)
+    if not key.profile.own and not policy.unauthenticated_ak:
+        raise EvidenceError(
+            "any process with access to the TPM can use this AK, and the policy does not allow one without auth"
+        )
+    return key
+
+
+def _tpm_kind(
+    policy: Policy, attest: Attest, endorsement: Endorsement | None, log: WorkloadLog | None
+) -> str:
+    """Return what shows that the TPM is software, or an empty text."""
+    signs = software_signs(attest, endorsement, log)
+    if signs and not policy.software_tpm:
+        raise EvidenceError(f"this is a software TPM ({signs[0]}), which the policy does not allow")
+    return "; ".join(signs)
+
+
+def _platform(run: Run, policy: Policy, identity: TpmIdentity, pcrs: dict[int, bytes]) -> None:
+    moving = {identity.chain_pcr, identity.workload_pcr} & set(policy.pcrs)
+    if moving:
+        raise EvidenceError(
+            f"the policy fixes PCR {min(moving)}, which this origin extends with every commit"
+        )
+    for pcr, allowed in sorted(policy.pcrs.items()):
+        if pcrs[pcr] not in allowed:
+            raise EvidenceError(f"PCR {pcr} is {pcrs[pcr].hex()}, which the policy does not allow")
+    if not policy.pcrs:
+        run.notices.append("the policy fixes no PCR: nothing is said of what booted and runs on the host")
+    elif any(pcrs[pcr] == ZERO for pcr in (0, 4, 7) if pcr in policy.pcrs):
+        run.notices.append("a boot PCR that the policy fixes is zero: that boot was never measured")
