@@ -115,6 +115,26 @@ def test_journals_stay_until_the_rows_are_durable(tmp_path: Path) -> None:
     store.close()
 
 
+def test_rows_that_do_not_fit_can_be_inserted_when_there_is_space_again(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    before = append(store, 5, sync=True)
+    batch = batch_for(store, 300)
+    store.stage(batch)
+    store.commit(commit_for(batch), batch)
+    database = store._records._writer
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    (limit,) = database.execute("PRAGMA max_page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(StorageFull):
+        store.apply(batch)
+    assert (store.size, store.applied) == (305, 5)
+    assert store.record_at(4).record == before.records[4]
+    database.execute(f"PRAGMA max_page_count = {limit}")
+    store.apply(batch)
+    assert store.record_at(304).record == batch.records[299]
+    store.close()
+
+
 CHILD = """
 import resource, sys
 from pathlib import Path

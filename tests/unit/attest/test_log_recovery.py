@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -259,6 +260,23 @@ def _swap_journals(folder: Path) -> None:
     (folder / f"journal/{4:020}").write_bytes((folder / f"journal/{2:020}").read_bytes())
 
 
+def _newer_schema(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "records.sqlite")) as database:
+        database.execute("PRAGMA user_version = 2")
+
+
+def _unreadable_commit(folder: Path) -> None:
+    """A commit of another kind whose checksum is right: written by no version of this code."""
+    index = bytearray((folder / "commits").read_bytes())
+    history = bytearray((folder / "history/000").read_bytes())
+    place = bytes(index[-64:-32])
+    offset = int.from_bytes(place[24:28])
+    history[offset + 2] = 0x12
+    index[-32:] = sha256(place + history[offset:]).digest()
+    (folder / "commits").write_bytes(index)
+    (folder / "history/000").write_bytes(history)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "the history is empty": lambda folder: (folder / "commits").write_bytes(b""),
     "two commits are gone": lambda folder: (folder / "history/000").write_bytes(b"\xa5"),
@@ -267,6 +285,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "the journal of a commit is gone": lambda folder: (folder / f"journal/{2:020}").unlink(),
     "the journal of a commit is of another one": _swap_journals,
     "the records are no database": lambda folder: (folder / "records.sqlite").write_bytes(b"x" * 8192),
+    "the records are of a newer agent": _newer_schema,
+    "the last commit is none": _unreadable_commit,
     "a batch is staged beyond the end": lambda folder: (folder / f"journal/{9:020}").write_bytes(b""),
 }
 

@@ -250,6 +250,40 @@ def test_history_files_hold_256_commits_each(tmp_path: Path) -> None:
     again.close()
 
 
+def test_history_that_was_altered_or_cut_under_the_agent_is_not_handed_out(store: Store) -> None:
+    for _ in range(3):
+        append(store, 1)
+    path = store.folder / "history/000"
+    data = path.read_bytes()
+    path.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:-1])
+    for attempt in (
+        lambda: store.commit_of(0),
+        lambda: store.commit_of(2),
+        lambda: store.serve("history/000"),
+    ):
+        with pytest.raises(DamagedError):
+            attempt()
+    assert store.commit_of(1).number == 1
+    path.unlink()
+    with pytest.raises(DamagedError):
+        store.commit_of(1)
+
+
+def test_entries_that_were_cut_under_the_agent_are_not_made_up(store: Store) -> None:
+    append(store, 9)
+    (store.folder / "entries").write_bytes(bytes(64))
+    with pytest.raises(DamagedError):
+        store.proof(5, 9)
+
+
+def test_what_an_interrupted_replacement_left_is_removed(tmp_path: Path) -> None:
+    Store.open(tmp_path).close()
+    left = tmp_path / "journal" / f"{0:020}.tmp"
+    left.write_bytes(b"half")
+    Store.open(tmp_path).close()
+    assert not left.exists()
+
+
 def test_cosigned_notes_are_served_by_size(store: Store) -> None:
     append(store, 6)
     store.put_cosigned(6, b"first")

@@ -100,10 +100,10 @@ class History:
         try:
             before = self.entry(number - 1).size if number else 0
             entry = self.entry(number)
-            commit = self.read(number)
-            return entry.start == before < entry.size and entry.encode(commit).endswith(entry.checksum)
-        except NotFound:
+            self.read(number)
+        except (NotFound, DamagedError):
             return False
+        return entry.start == before < entry.size
 
     def _cut_tail(self) -> list[str]:
         """Cut the bytes after the last commit that counts, in its file and in the one that would follow."""
@@ -200,16 +200,22 @@ class History:
         return low
 
     def read(self, number: int) -> bytes:
-        """Return the bytes of a commit. Raises NotFound where there is none or it is cut short."""
+        """Return the bytes of a commit.
+
+        Raises NotFound where there is none, DamagedError where the bytes are not those that were written.
+        """
         entry = self.entry(number)
         path = self._path(number // COMMITS_PER_FILE)
         if entry.length > MAX_COMMIT or not path.exists():
-            raise NotFound(f"the history has no whole commit {number}")
+            raise DamagedError(f"commit {number} is not in its history file")
         descriptor = open_file(path)
         try:
-            return read_at(descriptor, entry.length, entry.offset, path)
+            commit = read_at(descriptor, entry.length, entry.offset, path)
         finally:
             os.close(descriptor)
+        if not entry.encode(commit).endswith(entry.checksum):
+            raise DamagedError(f"commit {number} of the history is not what was written")
+        return commit
 
     def file(self, number: int, end: int) -> bytes:
         """Return history file `number` as far as the commits below `end` go. Raises NotFound if it is empty."""
@@ -220,7 +226,7 @@ class History:
         entry = self.entry(last)
         data = read_file(self._path(number), max_bytes=entry.offset + entry.length)
         if data is None or len(data) != entry.offset + entry.length:
-            raise NotFound(f"history file {number} is not complete")
+            raise DamagedError(f"history file {number} is not complete")
         return data
 
     def _path(self, number: int) -> Path:
