@@ -92,6 +92,21 @@ def sign(
 @click.command()
 @state_option
 @socket_option
+@click.option("--nonce", required=True, metavar="HEX", help="The nonce of who wants to know, 8 to 64 bytes.")
+@click.option(
+    "--out", "-o", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Where to write it."
+)
+def quote(state: Path | None, path: Path | None, nonce: str, out: Path) -> None:
+    """Have the running agent quote its platform as it is now, over a nonce.
+
+    What it writes is verified by `attest verify FILE --policy P --nonce HEX`.
+    """
+    write_file(out, _request(_socket(state, path), "POST", "/v1/quote", {"nonce": nonce}))
+
+
+@click.command()
+@state_option
+@socket_option
 @json_option
 def status(state: Path | None, path: Path | None, as_json: bool) -> None:
     """Show how the running agent is: origin, state, log size, boot, models, certificates."""
@@ -126,6 +141,10 @@ def _digest(file: Path) -> str:
 
 
 def _call(path: Path, method: str, target: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    return _json(path, _request(path, method, target, body))
+
+
+def _request(path: Path, method: str, target: str, body: dict[str, Any] | None) -> bytes:
     connection = _Connection(path)
     try:
         connection.request(
@@ -142,12 +161,18 @@ def _call(path: Path, method: str, target: str, body: dict[str, Any] | None) -> 
         ) from None
     finally:
         connection.close()
-    try:
-        answer: dict[str, Any] = json.loads(data)
-    except ValueError:
-        raise Failure(f"what answers at {path} is not the agent", code=ExitCode.FAILURE) from None
     if response.status != http.client.OK:
-        raise Failure(_refusal(answer), code=_code(response.status))
+        raise Failure(_refusal(_json(path, data)), code=_code(response.status))
+    return data
+
+
+def _json(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise Failure(f"what answers at {path} is not the agent", code=ExitCode.FAILURE)
     return answer
 
 

@@ -26,10 +26,12 @@ from quotary_verifier import (
     Report,
     load_policy,
     strip,
+    verify_fresh,
 )
 from quotary_verifier import (
     verify as verify_output,
 )
+from quotary_verifier.wire.fresh import KIND_FRESH
 
 SCHEMA = "quotary-verify/v1"
 SUFFIX = ".attestation"
@@ -38,11 +40,14 @@ STDIN = "-"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One output to verify: its name for people, its bytes, and its attestation's bytes."""
+    """One output to verify: its name for people, its bytes, and its attestation's bytes.
+
+    `attestation` is None where the file is not an output but a fresh quote.
+    """
 
     name: str
     output: bytes
-    attestation: bytes
+    attestation: bytes | None
 
 
 @click.command()
@@ -88,14 +93,15 @@ def verify(
     """Verify that each OUTPUT (a file, a folder, or - for standard input) is what an accepted host attested.
 
     A file is tried as the response body, with or without its in-band attestation, then as the text of a choice,
-    then as that text with one more newline at its end, which counts as a tolerance.
+    then as that text with one more newline at its end, which counts as a tolerance. A fresh quote
+    (from `attest agent quote`) needs no attestation, but the --nonce that it was made for.
     """
     rules = _load(policy)
     moment = _time(at)
     request_body = None if request is None else _read(request)
     nonce_bytes = None if nonce is None else _hex(nonce)
     results = []
-    for job in _with_progress(list(_jobs(outputs, attestation)), as_json):
+    for job in _with_progress(list(_jobs(outputs, attestation, nonce_bytes)), as_json):
         question = Question(job.output, moment, request_body, nonce_bytes, exact)
         results.append((job.name, _verify_one(job, question, rules)))
     if as_json:
@@ -108,6 +114,9 @@ def verify(
 
 def _verify_one(job: Job, question: Question, policy: Policy) -> Report:
     try:
+        if job.attestation is None:
+            assert question.nonce is not None
+            return verify_fresh(job.output, question.nonce, question.at, policy).report
         return verify_output(job.attestation, question, policy).report
     except (Rejected, NotChecked) as outcome:
         return outcome.report
@@ -176,11 +185,21 @@ def _rfc3339(text: str) -> datetime:
     return moment
 
 
-def _jobs(outputs: tuple[Path, ...], attestation: Path | None) -> Iterator[Job]:
+def _jobs(outputs: tuple[Path, ...], attestation: Path | None, nonce: bytes | None) -> Iterator[Job]:
     for path in outputs:
         for file in _files(path):
             output = _read(file)
-            yield Job(str(file), output, _attestation_of(file, output, attestation))
+            if attestation is None and _is_fresh_quote(output):
+                if nonce is None:
+                    raise Failure(f"{file}: a fresh quote needs --nonce", code=ExitCode.USAGE)
+                yield Job(str(file), output, None)
+            else:
+                yield Job(str(file), output, _attestation_of(file, output, attestation))
+
+
+def _is_fresh_quote(data: bytes) -> bool:
+    """Tell by the first bytes, a map whose key 0 is the kind; whether it really is one, verification says."""
+    return len(data) > 3 and data[0] >> 5 == 5 and data[1:3] == bytes((0, KIND_FRESH))
 
 
 def _files(path: Path) -> list[Path]:

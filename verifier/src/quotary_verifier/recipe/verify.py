@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from quotary_verifier.errors import EvidenceError, MalformedError, NotChecked, Rejected, UnsupportedError
+from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.claims import output_claims
 from quotary_verifier.recipe.commit import CommitFacts, check_commit
@@ -22,6 +22,7 @@ from quotary_verifier.recipe.leaf import (
     check_range,
     check_state,
 )
+from quotary_verifier.recipe.outcome import failed, host_notices
 from quotary_verifier.recipe.outputs import Match, check_nonce, check_request, match_output
 from quotary_verifier.recipe.run import NOT_ASKED, Run, Stopped
 from quotary_verifier.recipe.steps import Step
@@ -78,18 +79,18 @@ def _verify(
     try:
         decoded = run.do(Step.DECODE, _decode, attestation)
         if decoded is None:
-            raise _error(run, question, policy)
+            raise failed(run, question.at, policy)
         parsed, record = decoded
         _not_understood(run, parsed, record)
         match = _output_steps(run, question, policy, parsed, record)
         commit = check_commit(run, policy, parsed, question.at)
         if commit is None:
-            raise _error(run, question, policy)
+            raise failed(run, question.at, policy)
         model = _leaf_steps(run, question, policy, parsed, record, commit)
     except Stopped:
-        raise _error(run, question, policy) from None
+        raise failed(run, question.at, policy) from None
     if run.unchecked is not None or match is None:
-        raise _error(run, question, policy)
+        raise failed(run, question.at, policy)
     verdict = make_verdict(lambda: _report(run, question, policy, record, match, model, commit))
     return verdict, parsed, commit, run
 
@@ -154,22 +155,6 @@ def _leaf(record: bytes) -> bytes:
     return hashlib.sha256(b"\0" + hashlib.sha256(record).digest()).digest()
 
 
-def _error(run: Run, question: Question, policy: Policy) -> Rejected | NotChecked:
-    outcome = Outcome.REJECTED if run.failing is not None else Outcome.COULD_NOT_CHECK
-    failing = run.failing or run.unchecked
-    report = Report(
-        outcome=outcome,
-        checks=in_order(run.checks),
-        at=question.at,
-        policy=policy.digest.hex(),
-        failing=failing,
-        reason=run.reason,
-        not_understood=tuple(run.not_understood),
-    )
-    kind = Rejected if run.failing is not None else NotChecked
-    return kind(f"{failing}: {run.reason}", report)
-
-
 def _report(
     run: Run,
     question: Question,
@@ -182,10 +167,7 @@ def _report(
     notices = list(run.notices)
     if not commit.witnessed.names:
         notices.append(NO_WITNESS)
-    if commit.platform.endorsement.certificate is not None and not commit.platform.endorsement.binds_origin:
-        notices.append("the certificate endorses the host and its key, but does not name this log")
-    if not commit.platform.key.profile.own:
-        notices.append("AK without auth: any process with the TPM can quote")
+    notices += host_notices(commit.platform)
     return Report(
         outcome=Outcome.VERIFIED,
         checks=in_order(run.checks),

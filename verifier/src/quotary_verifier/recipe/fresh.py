@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verifies a fresh quote: the platform as it is now, over a nonce of the caller's (docs/spec/fresh-quote.md).
+
+It speaks for no output. What its quote binds is a digest of its own kind, so neither stands for the other.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from quotary_verifier.errors import EvidenceError
+from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.claims import platform_claims
+from quotary_verifier.recipe.outcome import failed, host_notices
+from quotary_verifier.recipe.platform import Host, PlatformFacts, judge_platform, read_host, read_quote
+from quotary_verifier.recipe.run import Run, Stopped
+from quotary_verifier.recipe.steps import Step
+from quotary_verifier.recipe.verdict import Outcome, Report, Verdict, in_order, make_verdict
+from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE
+from quotary_verifier.wire.bindings import fresh_digest
+from quotary_verifier.wire.fresh import FreshQuote
+
+_NO_OUTPUT = "a fresh quote speaks of no output and no commit"
+_ABSENT = (
+    Step.OUTPUT,
+    Step.REQUEST,
+    Step.ORIGIN,
+    Step.INCLUSION,
+    Step.NOTE,
+    Step.QUOTE_RANGE,
+    Step.MODEL,
+    Step.BOOT_LOGS,
+    Step.TEE,
+    Step.WITNESS,
+)
+
+
+def verify_fresh(data: bytes, nonce: bytes, at: int, policy: Policy) -> Verdict:
+    """Verify a fresh quote over the caller's `nonce` (8 to 64 bytes) at a time in seconds since the epoch.
+
+    Raises:
+        Rejected: something is malformed, false, or lacks what the policy requires; `report` says what.
+        NotChecked: nothing is false, but a required check could not be done.
+    """
+    run = Run()
+    facts = None
+    try:
+        fresh = run.do(Step.DECODE, FreshQuote.decode, data)
+        host = None if fresh is None else run.do(Step.GENESIS, read_host, fresh.genesis)
+        if fresh is not None and host is not None:
+            run.do(Step.NONCE, _same_nonce, fresh, nonce)
+            facts = _judge(run, policy, host, fresh, at)
+    except Stopped:
+        raise failed(run, at, policy) from None
+    if fresh is None or host is None or facts is None or run.unchecked is not None:
+        raise failed(run, at, policy)
+    run.not_understood.extend(f"fresh quote: key {key}" for key in fresh.not_understood)
+    for step in _ABSENT:
+        run.skip(step, _NO_OUTPUT)
+    run.passed(Step.FRESHNESS)
+    return make_verdict(lambda: _report(run, policy, host, facts, at))
+
+
+def _same_nonce(fresh: FreshQuote, nonce: bytes) -> None:
+    if not hmac.compare_digest(fresh.nonce, nonce):
+        raise EvidenceError("the quote is over another nonce")
+
+
+def _judge(run: Run, policy: Policy, host: Host, fresh: FreshQuote, at: int) -> PlatformFacts | None:
+    if fresh.support.identifier != IDENTIFIER_TPM2_QUOTE:
+        run.fail(Step.QUOTE_STRUCTURE, "the support is not one of a TPM quote")
+    quote = run.do(Step.QUOTE_STRUCTURE, read_quote, fresh.support, fresh.evidence)
+    if quote is None:
+        return None
+    digest = fresh_digest(host.origin, fresh.nonce)
+    return judge_platform(run, policy, host, quote, digest, fresh.support.chain_before, at, None)
+
+
+def _report(run: Run, policy: Policy, host: Host, facts: PlatformFacts, at: int) -> Report:
+    return Report(
+        outcome=Outcome.VERIFIED,
+        checks=in_order(run.checks),
+        at=at,
+        policy=policy.digest.hex(),
+        claims=tuple(platform_claims(host, facts)),
+        not_understood=tuple(run.not_understood),
+        notices=(*run.notices, *host_notices(facts)),
+    )
