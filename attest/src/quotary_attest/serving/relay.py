@@ -97,6 +97,9 @@ class StreamRelay:
         )  # fmt: skip
         data = begun
         while True:
+            outage = ticket.outage is not None
+            if outage:
+                data = b"" if holder is None else holder.rest_of_event(data)
             if holder is not None:
                 data = holder.feed(data)
             if data:
@@ -104,7 +107,7 @@ class StreamRelay:
                 sent.update(data)
                 if reader is not None:
                     reader.feed(data)
-            if ticket.outage is not None and (holder is None or holder.between_events):
+            if outage and (holder is None or holder.between_events):
                 return _Ending.OUTAGE
             try:
                 data = await read()

@@ -29,6 +29,7 @@ _LONGEST_DONE = len(DONE) + 2
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _LONE_CR = re.compile(rb"\r(?!\n)")
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r){2,}")
+_EVENT_END = re.compile(rb"\n\r?\n")
 _BOM = b"\xef\xbb\xbf"
 _DECODER = json.JSONDecoder()
 
@@ -100,6 +101,18 @@ class TailHolder:
             return b"", held, True
         window = self._context + held
         return held, b"", opens_event(window, len(window))
+
+    def rest_of_event(self, data: bytes) -> bytes:
+        """Return what of `data`, not yet fed, belongs to the event that has begun to go out.
+
+        That is all of it if the event does not end in it.
+        """
+        if self.between_events:
+            return b""
+        start = len(self._context)
+        ends = (found.end() for found in _EVENT_END.finditer(self._context + data))
+        end = next((end for end in ends if end > start), start + len(data))
+        return data[: end - start]
 
     @property
     def between_events(self) -> bool:

@@ -108,6 +108,22 @@ def test_an_error_event_may_stand_between_events_only() -> None:
     assert not holder.between_events
 
 
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_the_rest_of_an_event_that_has_begun_ends_with_it(end: bytes) -> None:
+    event = delta("a").replace(b"\n\n", end)
+    assert TailHolder().rest_of_event(event) == b""
+    for cut_at in range(len(b"data: ") + 1, len(event)):
+        holder = TailHolder()
+        holder.feed(delta("b") + event[:cut_at])
+        rest = holder.rest_of_event(event[cut_at:] + event)
+        assert rest == event[cut_at:]
+        assert holder.feed(rest).endswith(end[-1:])
+        assert holder.between_events
+        assert holder.rest_of_event(event) == b""
+    holder.feed(b"data: {")
+    assert holder.rest_of_event(b"no end") == b"no end"
+
+
 def test_texts_usage_and_the_end_are_read_from_the_events() -> None:
     final = chunk(
         choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}], usage={"completion_tokens": 2}
