@@ -36,9 +36,14 @@ class CelRecord:
     content: bytes
 
 
+def content_tlv(content: bytes) -> bytes:
+    """Return the content TLV of a workload event."""
+    return _tlv(CONTENT_WORKLOAD, content)
+
+
 def content_digest(content: bytes) -> bytes:
     """Return the SHA-256 digest of a workload event: over its content TLV."""
-    return hashlib.sha256(_tlv(CONTENT_WORKLOAD, content)).digest()
+    return hashlib.sha256(content_tlv(content)).digest()
 
 
 def encode_record(number: int, pcr: int, content: bytes) -> bytes:
@@ -48,7 +53,7 @@ def encode_record(number: int, pcr: int, content: bytes) -> bytes:
         _tlv(TYPE_RECNUM, number.to_bytes(8))
         + _tlv(TYPE_PCR, bytes((pcr,)))
         + _tlv(TYPE_DIGESTS, digests)
-        + _tlv(CONTENT_WORKLOAD, content)
+        + content_tlv(content)
     )
 
 

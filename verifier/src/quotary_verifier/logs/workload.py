@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quotary_verifier.errors import EvidenceError, MalformedError
-from quotary_verifier.logs.cel import content_digest
+from quotary_verifier.logs.cel import content_digest, content_tlv
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.bindings import ZERO, chain_extend
 from quotary_verifier.wire.limits import MAX_EVENT
@@ -74,7 +74,16 @@ def separator(epoch: int, event_digests: Sequence[bytes]) -> bytes:
 
 
 def _separator(epoch: int, digest: bytes) -> bytes:
-    return WorkloadEvent(TYPE_SEPARATOR, f"epoch {epoch}", digest, {}).encode()
+    return cbor.encode_ordered(
+        {0: KIND_EVENT, 1: 1, 2: TYPE_SEPARATOR, 3: f"epoch {epoch}", 4: digest, 5: {}}
+    )
+
+
+def _around_digest(epoch: int) -> tuple[bytes, bytes]:
+    """Return the content TLV of an epoch's separator up to the digest in it, and from there on: a log may be given
+    by digests alone, and then each event may be the one that closes the epoch."""
+    before, _, after = content_tlv(_separator(epoch, ZERO)).partition(ZERO)
+    return before, after
 
 
 def secret_commitment(salt: bytes, content: bytes) -> bytes:
@@ -124,14 +133,16 @@ def read_log(items: Sequence[bytes]) -> WorkloadLog:
     open_events: list[LoggedEvent] = []
     closed: tuple[LoggedEvent, ...] = ()
     running = hashlib.sha256()
+    before, after = _around_digest(epoch)
     for number, item in enumerate(items):
         digest = item if len(item) == 32 else content_digest(item)
         value = chain_extend(value, digest)
-        if open_events and digest == content_digest(_separator(epoch, running.digest())):
+        if open_events and digest == hashlib.sha256(before + running.digest() + after).digest():
             closed = tuple(open_events)
             open_events = []
             running = hashlib.sha256()
             epoch += 1
+            before, after = _around_digest(epoch)
             continue
         event = None if len(item) == 32 else WorkloadEvent.decode(item)
         if event is not None and event.type == TYPE_SEPARATOR:

@@ -24,16 +24,21 @@ class Run:
     recipe goes on with what it has.
     """
 
-    __slots__ = ("checks", "failing", "not_understood", "notices", "reason", "tolerances", "unchecked")
+    __slots__ = ("failing", "not_understood", "notices", "outcomes", "reason", "tolerances", "unchecked")
 
     def __init__(self) -> None:
-        self.checks: list[Check] = []
+        self.outcomes: list[tuple[Step, CheckState, str]] = []
         self.failing: Step | None = None
         self.unchecked: Step | None = None
         self.reason = ""
         self.notices: list[str] = []
         self.tolerances: list[str] = []
         self.not_understood: list[str] = []
+
+    @property
+    def checks(self) -> list[Check]:
+        """What came of each step so far, in the order in which they were done."""
+        return [Check(*outcome) for outcome in self.outcomes]
 
     def do(self, step: Step, function: Callable[..., T], *args: object) -> T | None:
         """Run one step and return what it returns, or None where it could not be done.
@@ -48,7 +53,7 @@ class Run:
         except UnsupportedError as error:
             self.could_not(step, str(error))
             return None
-        self.checks.append(Check(step, CheckState.PASSED))
+        self.outcomes.append((step, CheckState.PASSED, ""))
         return value
 
     def fail(self, step: Step, why: str) -> None:
@@ -57,23 +62,23 @@ class Run:
         Raises:
             Stopped: always.
         """
-        self.checks.append(Check(step, CheckState.FAILED, why))
+        self.outcomes.append((step, CheckState.FAILED, why))
         self.failing, self.reason = step, why
         raise Stopped
 
     def could_not(self, step: Step, why: str) -> None:
         """Note that a required step could not be done."""
-        self.checks.append(Check(step, CheckState.COULD_NOT_CHECK, why))
+        self.outcomes.append((step, CheckState.COULD_NOT_CHECK, why))
         if self.unchecked is None:
             self.unchecked, self.reason = step, why
 
-    def passed(self, step: Step, detail: str = "") -> None:
+    def passed(self, step: Step) -> None:
         """Note that a step passed."""
-        self.checks.append(Check(step, CheckState.PASSED, detail))
+        self.outcomes.append((step, CheckState.PASSED, ""))
 
     def skip(self, step: Step, why: str) -> None:
         """Note that a step was not asked for."""
-        self.checks.append(Check(step, CheckState.NOT_CHECKED, why))
+        self.outcomes.append((step, CheckState.NOT_CHECKED, why))
 
 
 NOT_ASKED: Final = "not asked for"

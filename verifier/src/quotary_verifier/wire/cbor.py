@@ -8,7 +8,7 @@ lengths. What does not encode to the very same bytes again is refused, so that o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import cbor2
@@ -62,7 +62,7 @@ def decode(data: bytes, *, max_bytes: int, what: str = "CBOR") -> Value:
     if len(data) > max_bytes:
         raise MalformedError(f"{what} has {len(data)} bytes, {max_bytes} are allowed")
     value = _load(data, what)
-    _check(value, what)
+    _check((value,), what)
     if cbor2.dumps(value) != data:
         raise MalformedError(f"{what} is not in its deterministic encoding, or bytes follow it")
     return value
@@ -76,7 +76,7 @@ def item_end(data: bytes, position: int, *, max_bytes: int, what: str = "CBOR") 
     """
     window = data[position : position + max_bytes]
     value = _load(window, what)
-    _check(value, what)
+    _check((value,), what)
     item = cbor2.dumps(value)
     if not window.startswith(item):
         raise MalformedError(f"{what} holds an item that is not in its deterministic encoding")
@@ -101,47 +101,55 @@ def _first_line(error: BaseException) -> str:
     return str(error).split("\n", 1)[0][:200]
 
 
-def _check(value: Value, what: str) -> None:
+def _check(items: Iterable[Value], what: str) -> None:
     """Refuse types, integers and keys that the format does not have, and maps out of order."""
-    stack = [value]
-    while stack:
-        item = stack.pop()
+    for item in items:
         kind = type(item)
-        if kind is bytes or kind is str or kind is bool or item is None:
+        if kind is bytes or kind is str:
             continue
         if kind is int:
             if not _MIN_INT <= item <= _MAX_UINT:
                 raise MalformedError(f"{what} has an integer of more than 64 bits")
-        elif kind is list:
-            stack.extend(item)
         elif kind is dict:
             _check_keys(item, what)
-            stack.extend(item.values())
-        else:
+            _check(item.values(), what)
+        elif kind is list:
+            _check(item, what)
+        elif kind is not bool and item is not None:
             raise MalformedError(f"{what} has a value of a type that is not allowed")
 
 
 def _check_keys(item: dict[Any, Any], what: str) -> None:
-    previous: Any = None
-    kinds = set(map(type, item))
-    if kinds == {int}:
-        for key in item:
-            if not -24 <= key <= 23:
-                raise MalformedError(f"{what} has the integer key {key}, outside -24 to 23")
-            # 0, 1, … 23 come before -1, -2, … -24: that is the order of their encoded bytes
-            rank = key if key >= 0 else 23 - key
-            if previous is not None and rank <= previous:
-                raise MalformedError(f"{what} has map keys out of order")
-            previous = rank
-    elif kinds == {str}:
-        for key in item:
-            encoded = key.encode()
-            order = (len(encoded), encoded)
-            if previous is not None and order <= previous:
-                raise MalformedError(f"{what} has map keys out of order")
-            previous = order
-    elif kinds:
+    if type(next(iter(item), None)) is str:
+        _check_text_keys(item, what)
+        return
+    previous = -1
+    for key in item:
+        if type(key) is not int or not previous < key <= 23:
+            key = _negative_rank(key, previous, what)  # noqa: PLW2901 - its place among the keys
+        previous = key
+
+
+def _negative_rank(key: Any, previous: int, what: str) -> int:
+    """Return the place of a negative key: 0, 1, … 23 come before -1, -2, … -24, as their encoded bytes do."""
+    if type(key) is not int:
         raise MalformedError(f"{what} has map keys that are neither all integers nor all text")
+    if not -24 <= key <= 23:
+        raise MalformedError(f"{what} has the integer key {key}, outside -24 to 23")
+    if key >= 0 or 23 - key <= previous:
+        raise MalformedError(f"{what} has map keys out of order")
+    return 23 - key
+
+
+def _check_text_keys(item: dict[Any, Any], what: str) -> None:
+    previous, length = b"", -1
+    for key in item:
+        if type(key) is not str:
+            raise MalformedError(f"{what} has map keys that are neither all integers nor all text")
+        encoded = key.encode()
+        if len(encoded) <= length and (len(encoded) < length or encoded <= previous):
+            raise MalformedError(f"{what} has map keys out of order")
+        previous, length = encoded, len(encoded)
 
 
 class Fields:

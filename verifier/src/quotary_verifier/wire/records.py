@@ -61,6 +61,9 @@ class Source(IntEnum):
     SUBMITTED = 2
 
 
+_STATES, _LINKS, _SOURCES = tuple(State), tuple(Link), tuple(Source)
+
+
 def entry_of(record: bytes) -> bytes:
     """Return the log entry of a record: its SHA-256, 32 bytes."""
     return hashlib.sha256(record).digest()
@@ -223,13 +226,13 @@ class Output:
             salt=fields.octets(2, SALT_BYTES),
             time=fields.uint(3, _MAX_TIME),
             output_id=fields.octets(4, OUTPUT_ID_BYTES),
-            state=State(fields.uint(5, max(State))),
+            state=_STATES[fields.uint(5, len(_STATES) - 1)],
             digests=_digests(fields.mapping(6, MAX_OUTPUT_DIGESTS)),
             request=fields.maybe_octets(7, 32),
             nonce=fields.maybe_octets(8, MIN_NONCE, MAX_NONCE),
             model=_model(fields.mapping(9, 8)) if fields.has(9) else None,
             context=_context(fields.mapping(10, MAX_CONTEXT_ENTRIES)) if fields.has(10) else {},
-            source=Source(fields.uint(11, max(Source))),
+            source=_SOURCES[fields.uint(11, len(_SOURCES) - 1)],
             not_understood=fields.finish(),
         )
         if output.model is not None and output.source is Source.SUBMITTED:
@@ -259,7 +262,7 @@ def _model(value: dict[Any, Any]) -> ModelClaim:
         weights=fields.octets(2, 32),
         event=fields.uint(3),
         event_digest=fields.octets(4, 32),
-        link=Link(fields.uint(5, max(Link))),
+        link=_LINKS[fields.uint(5, len(_LINKS) - 1)],
     )
     if fields.finish():
         raise MalformedError("output record: unknown field in the model")
