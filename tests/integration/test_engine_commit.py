@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,46 @@ async def test_the_record_cites_the_model_and_shows_it_with_its_engine_and_nothi
     assert (claim.name, claim.weights, claim.link) == ("qwen", QWEN.weights, QWEN.link)
     log = read_log(attestation.supports[0].workload_log)
     shown = {event.event.name: event for event in log.current if event.event is not None}
-    assert set(shown) == {"vllm", "qwen"}
+    assert set(shown) == {"quotary-attest", "vllm", "qwen"}  # the agent says that its TPM is a software one
     assert (shown["qwen"].number, shown["qwen"].digest) == (claim.event, claim.event_digest)
     verdict = judge(delivered.encoded, b"x", agent.origin)
     assert "secret-value" not in str(verdict.report.as_json())
     assert b"secret-value" not in delivered.encoded
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"nonce": b"short"}, "a nonce has 8 to 64 bytes"),
+        ({"request": b"x"}, "have 32 bytes each"),
+        ({"request_key": b"x"}, "have 32 bytes each"),
+        ({"digests": {}}, "has 1 to 256 digests"),
+        ({"digests": {"body": b"x"}}, "an output digest has 32 bytes"),
+        ({"output_id": b"x"}, "an output id has 24 bytes"),
+        ({"context": {str(number): 1 for number in range(33)}}, "more than 32 entries"),
+        ({"context": {"long": "x" * 4097}}, "at most 4096"),
+        ({"context": {"float": 0.5}}, "a number, a boolean"),
+        ({"context": {str(number): "x" * 4096 for number in range(5)}}, "16384 are allowed"),
+        ({"model": "llama", "source": Source.SUBMITTED}, "cannot claim a model"),
+    ],
+)
+async def test_what_no_verifier_would_read_is_refused_before_it_is_logged(
+    agent: Agent, wrong: dict[str, object], words: str
+) -> None:
+    size = agent.status()["size"]
+    with pytest.raises(ValueError, match=words):
+        await agent.submit(replace(relayed(agent, b"x"), **wrong))  # type: ignore[arg-type]
+    assert agent.status()["size"] == size
+
+
+async def test_records_that_are_expired_are_no_longer_found_and_the_log_stays_whole(agent: Agent) -> None:
+    old = await agent.attest(b"old")
+    while agent.store.applied < agent.store.size:  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
+    assert await agent.expire(1 << 50) == 1
+    with pytest.raises(UnknownOutput):
+        await agent.fetch(old.output_id)
+    judge(old.encoded, b"old", agent.origin)
 
 
 async def test_an_unmeasured_model_is_refused_and_a_submitted_output_claims_none(agent: Agent) -> None:
@@ -177,7 +213,8 @@ async def test_a_fresh_quote_binds_the_callers_nonce_and_the_platform_now(agent:
     assert genesis.tpm is not None
     key = attestation_key(parse_public(genesis.tpm.ak), genesis.tpm.ak_parent)
     log = read_log(fresh.support.workload_log)
-    assert {event.event.name for event in log.current if event.event is not None} == {"vllm", "llama"}
+    named = {event.event.name for event in log.current if event.event is not None}
+    assert named == {"quotary-attest", "vllm", "llama"}
     values = dict.fromkeys(range(16), ZERO) | dict(fresh.support.pcrs)
     values |= {genesis.tpm.chain_pcr: fresh.support.chain_before, genesis.tpm.workload_pcr: log.value}
     verify_quote(

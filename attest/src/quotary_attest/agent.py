@@ -134,11 +134,11 @@ class Agent:
             identity = read_identity(folder)
             check_root(identity, root)
             store = await asyncio.to_thread(Store.open, state.log)
+            host = Host(state, identity, store, root, world or World())
         except BaseException:
             state.close()
             await root.close()
             raise
-        host = Host(state, identity, store, root, world or World())
         engine = Engine(host, max_queue=max_queue)
         try:
             await host.load_certificates()
@@ -200,7 +200,7 @@ class Agent:
             Unavailable: nothing can be attested now, or the commit failed.
             Busy: the queue is full.
             NotServed: the output names a model that is not measured.
-            ValueError: its id is in use, or its record would be too long.
+            ValueError: its id is on its way already, or a field has a length that no verifier accepts.
         """
         return await self._engine.put(output).future
 
@@ -278,6 +278,13 @@ class Agent:
         return FreshQuote(
             nonce, host.genesis_record, quote.evidence, replace(support, workload_log=shown)
         ).encode()
+
+    async def expire(self, before: int) -> int:
+        """Delete the records of outputs older than `before` (milliseconds since the epoch) and return how many.
+
+        Their attestations can no longer be fetched; the tree keeps their entries. Raises StoreError.
+        """
+        return await self._host.background.run(lambda: self._host.store.expire(before))
 
     async def begin_epoch(self, workload: Workload) -> None:
         """Put a new, full list of what may serve in force. Outputs handed in before are committed under the old

@@ -88,9 +88,11 @@ class Secret:
         return secret_commitment(self.salt, self.content)
 
 
-def events_of(workload: Workload, random: Random) -> list[tuple[WorkloadEvent, tuple[Secret, ...]]]:
+def events_of(
+    workload: Workload, random: Random, *, software_tpm: bool
+) -> list[tuple[WorkloadEvent, tuple[Secret, ...]]]:
     """Return an epoch's events without its separator, each with the secrets behind its commitments."""
-    events: list[tuple[WorkloadEvent, tuple[Secret, ...]]] = [(agent_event(), ())]
+    events: list[tuple[WorkloadEvent, tuple[Secret, ...]]] = [(agent_event(software_tpm=software_tpm), ())]
     if workload.engine is not None:
         engine = workload.engine
         details = dict(engine.details)
@@ -112,9 +114,15 @@ def _agent_digest() -> bytes:
     return measure_code(packages)
 
 
-def agent_event() -> WorkloadEvent:
-    """Return the event that names this agent: version, and the digest of its own code as installed."""
-    return WorkloadEvent(TYPE_AGENT, AGENT_NAME, _agent_digest(), {"version": version(AGENT_NAME)})
+def agent_event(*, software_tpm: bool) -> WorkloadEvent:
+    """Return the event that names this agent: version, and the digest of its own code as installed.
+
+    On a software TPM it says so, for whoever reads the log and for verifiers, whose policies refuse one by default.
+    """
+    details: dict[str, DetailValue] = {"version": version(AGENT_NAME)}
+    if software_tpm:
+        details["tpm"] = "software"
+    return WorkloadEvent(TYPE_AGENT, AGENT_NAME, _agent_digest(), details)
 
 
 def served_model(file: ModelFile, measured: Measurement) -> ServedModel:

@@ -67,6 +67,13 @@ def test_only_the_cited_event_and_its_own_epochs_engine_are_shown() -> None:
     assert all(len(item) == 32 for item in view.reveal(None))
 
 
+def test_an_agent_on_a_software_tpm_says_so_with_every_output() -> None:
+    agent = WorkloadEvent("agent", "a", bytes(32), {"tpm": "software"}).encode()
+    view = WorkloadView([*CONTENTS[:4], agent, *CONTENTS[5:]])
+    for event, expected in ((None, [4]), (7, [4, 5, 7])):
+        assert [number for number, item in enumerate(view.reveal(event)) if len(item) != 32] == expected
+
+
 def test_a_support_leaves_out_zeros_and_the_origins_own_pcrs() -> None:
     pcrs = dict.fromkeys(range(16), bytes(32)) | {4: b"\4" * 32, 13: b"\x0d" * 32, 15: b"\x0f" * 32}
     quote = Quote(b"", b"", b"", pcrs, ClockReading(0, 1, 0, safe=True), 1)
@@ -103,7 +110,7 @@ def test_an_epochs_events_commit_to_what_may_be_secret_with_a_fresh_salt() -> No
     workload = Workload(
         (ServedModel("m", bytes(32)),), Engine("vllm", bytes(32), ("--key", "s3cret"), ("TOKEN=t",))
     )
-    first, second = (events_of(workload, RandomPool()) for _ in range(2))
+    first, second = (events_of(workload, RandomPool(), software_tpm=False) for _ in range(2))
     assert [event.type for event, _ in first] == [
         "agent",
         "engine",

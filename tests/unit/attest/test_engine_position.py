@@ -50,6 +50,7 @@ def test_the_chain_pcr_decides_and_only_within_the_boot_of_a_verified_commit(
 @pytest.mark.parametrize(
     ("last", "batch", "found", "own"),
     [
+        (Position(D, (2, 1), LEFT), None, LEFT, False),  # a reset leaves nothing of the boot before
         (None, None, ZERO, True),
         (None, None, OTHER, False),
         (POSITION, None, LEFT, True),  # asleep while the agent was stopped
@@ -69,7 +70,7 @@ def test_the_chain_pcr_decides_and_only_within_the_boot_of_a_verified_commit(
 def test_a_new_boots_chain_is_explained_by_what_this_agent_can_have_done(
     last: Position | None, batch: StagedBatch | None, found: bytes, own: bool
 ) -> None:
-    assert explained(last, batch, found) is own
+    assert explained(last, batch, found, BOOT[0]) is own
 
 
 def platform(found: bytes, boot: tuple[int, int]) -> PlatformState:

@@ -14,7 +14,7 @@ from typing import Final
 
 from quotary_attest.roots import Quote
 from quotary_verifier.logs.cel import content_digest
-from quotary_verifier.logs.workload import TYPE_ENGINE, TYPE_SEPARATOR, WorkloadEvent
+from quotary_verifier.logs.workload import TYPE_AGENT, TYPE_ENGINE, TYPE_SEPARATOR, WorkloadEvent
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.attestation import KIND_ATTESTATION, TpmSupport
 from quotary_verifier.wire.bindings import ZERO
@@ -70,25 +70,35 @@ class Template:
 class WorkloadView:
     """The workload log as one quote covers it: each event's content and digest, in order."""
 
-    __slots__ = ("contents", "digests")
+    __slots__ = ("_shown", "contents", "digests")
 
-    def __init__(self, contents: Sequence[bytes], digests: Sequence[bytes] | None = None) -> None:
+    def __init__(self, contents: Sequence[bytes]) -> None:
         self.contents = tuple(contents)
-        self.digests = tuple(digests) if digests is not None else tuple(map(content_digest, self.contents))
+        self.digests = tuple(map(content_digest, self.contents))
+        self._shown: dict[int | None, tuple[bytes, ...]] = {}
 
     def reveal(self, event: int | None) -> tuple[bytes, ...]:
-        """Return the log with the cited event and the engine's event of the same epoch in full, all others as
-        digests: a consumer learns which model and engine answered, and nothing of what else this host serves."""
-        if event is None:
-            return self.digests
+        """Return the log with the cited event in full, and of its epoch the engine's event and that of an agent
+        on a software TPM; all others as digests. A consumer learns which model and engine answered, and nothing
+        of what else this host serves. Without a cited event it is the last epoch, and no engine."""
+        shown = self._shown.get(event)
+        if shown is None:
+            shown = self._shown[event] = self._reveal(event)
+        return shown
+
+    def _reveal(self, event: int | None) -> tuple[bytes, ...]:
         shown = list(self.digests)
-        shown[event] = self.contents[event]
-        for number in range(event - 1, -1, -1):
-            kind = WorkloadEvent.decode(self.contents[number]).type
-            if kind == TYPE_SEPARATOR:
+        if event is not None:
+            shown[event] = self.contents[event]
+        last = len(self.contents) - 2 if event is None else event - 1
+        for number in range(last, -1, -1):
+            content = self.contents[number]
+            earlier = WorkloadEvent.decode(content)
+            if earlier.type == TYPE_SEPARATOR:
                 break
-            if kind == TYPE_ENGINE:
-                shown[number] = self.contents[number]
+            software = earlier.type == TYPE_AGENT and earlier.details.get("tpm") == "software"
+            if software or (earlier.type == TYPE_ENGINE and event is not None):
+                shown[number] = content
         return tuple(shown)
 
 

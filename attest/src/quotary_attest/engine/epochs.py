@@ -162,7 +162,7 @@ class Epochs:
         await self.close_open()
         claims: dict[str, ModelClaim] = {}
         links = {model.name: model.link for model in workload.models}
-        for event, hidden in events_of(workload, self.host.world.random):
+        for event, hidden in events_of(workload, self.host.world.random, software_tpm=self.host.software_tpm):
             number = len(self.log.contents)
             if hidden:
                 await self._keep(number, hidden)

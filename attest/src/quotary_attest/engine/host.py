@@ -91,6 +91,7 @@ class Host:
         self.genesis_record = identity.genesis_record
         self.origin = identity.origin
         self.tpm: TpmIdentity = tpm
+        self.software_tpm = identity.tpm.properties.is_software
         self.ak: AttestationKey = attestation_key(parse_public(tpm.ak), tpm.ak_parent)
         self.ak_spki = self.ak.public.to_spki_der()
         self.note_key = SigningKey(identity.note_seed)

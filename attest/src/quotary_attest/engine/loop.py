@@ -45,7 +45,7 @@ SLOW_SECONDS: Final = 0.05
 COMMIT_INTERVAL: Final = 0.05
 """The least seconds between the begins of two commits where the TPM is faster than that."""
 
-_SLICE: Final = 256
+_SLICE: Final = 64
 _SYNC_LEAVES: Final = 1 << 16
 _SMOOTHING: Final = 0.2
 _FIRST_PAUSE: Final = 0.1
@@ -109,7 +109,8 @@ class Engine:
             Unavailable: nothing can be attested now.
             Busy: the queue is full.
             NotServed: the output names a model that the epoch in force does not list.
-            ValueError: an output of this id is on its way already, or the record would be too long.
+            ValueError: an output of this id is on its way already, or a field has a length that no verifier
+                accepts.
         """
         if self.reason is not None:
             raise Unavailable(self.reason[0], hint=self.reason[1])
@@ -313,6 +314,8 @@ class Engine:
                 error = refused(self.host, error)
             self._refuse("unavailable", error)
             self._fail_all()
+            if self._closing:
+                return
             if isinstance(error, _FINAL):
                 self._stop(error)
                 await asyncio.Future()

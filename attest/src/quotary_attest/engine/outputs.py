@@ -14,7 +14,15 @@ from quotary_attest.engine.errors import NotServed
 from quotary_attest.log.journal import StagedBatch
 from quotary_attest.log.tree import entry_hashes
 from quotary_verifier.tlog.merkle import leaf_hash
-from quotary_verifier.wire.limits import MAX_RECORD
+from quotary_verifier.wire.limits import (
+    MAX_CONTEXT_ENTRIES,
+    MAX_NONCE,
+    MAX_OUTPUT_DIGESTS,
+    MAX_RECORD,
+    MAX_TEXT,
+    MIN_NONCE,
+)
+from quotary_verifier.wire.names import OUTPUT_ID_BYTES
 from quotary_verifier.wire.records import ContextValue, Output, Source, State, entry_of
 
 if TYPE_CHECKING:
@@ -23,29 +31,32 @@ if TYPE_CHECKING:
 
 Random = Callable[[int], bytes]
 
+_DIGEST_BYTES: Final = 32
+_CONTEXT_TYPES: Final = (str, int, bool, bytes)
 _POOL: Final = 16 * 1024
-_RANDOM_BITS: Final = 74
-_VERSION_7: Final = 0x7
-_VARIANT: Final = 0x2
+_VERSION_7: Final = 0x70
+_VARIANT: Final = 0x80
 
 
 class RandomPool:
-    """Hands out random bytes of the operating system, drawn in blocks: a system call each would cost a commit
-    of thousands a noticeable part of its time. No byte is handed out twice."""
+    """Hands out random bytes of the operating system, drawn in blocks: a system call each would cost a commit of
+    thousands a noticeable part of its time. No byte is handed out twice, not even by a fork. One thread."""
 
-    __slots__ = ("_block", "_position", "_source")
+    __slots__ = ("_block", "_owner", "_position", "_source")
 
     def __init__(self, source: Random = os.urandom) -> None:
         self._source = source
         self._block = b""
         self._position = 0
+        self._owner = 0
 
     def __call__(self, count: int) -> bytes:
         """Return `count` bytes, at most a block."""
         start = self._position
         end = start + count
-        if end > len(self._block):
+        if end > len(self._block) or self._owner != os.getpid():
             self._block = self._source(_POOL)
+            self._owner = os.getpid()
             start, end = 0, count
         self._position = end
         return self._block[start:end]
@@ -54,9 +65,9 @@ class RandomPool:
 def make_output_id(milliseconds: int, random: Random) -> bytes:
     """Return 24 bytes: a UUIDv7 (RFC 9562 section 5.7) of that time, and 64 random bits."""
     drawn = random(18)
-    bits = int.from_bytes(drawn[:10]) >> (80 - _RANDOM_BITS)
-    value = milliseconds << 80 | _VERSION_7 << 76 | (bits >> 62) << 64 | _VARIANT << 62 | bits & (1 << 62) - 1
-    return value.to_bytes(16) + drawn[10:]
+    version = _VERSION_7 | drawn[0] & 0x0F
+    variant = _VARIANT | drawn[2] & 0x3F
+    return b"%b%c%c%c%b" % (milliseconds.to_bytes(6), version, drawn[1], variant, drawn[3:])
 
 
 @dataclass(slots=True)
@@ -115,9 +126,10 @@ class Pending:
 
         Raises:
             NotServed: the epoch does not list the output's model.
-            ValueError: the record would be too long.
+            ValueError: a field has a length that no verifier accepts, or the record would be too long.
         """
         output = self.output
+        check_output(output)
         claim = None
         if output.model is not None:
             claim = epoch.claims.get(output.model)
@@ -141,6 +153,37 @@ class Pending:
         self.entry = entry_of(record)
         self.leaf = leaf_hash(self.entry)
         self.generation = generation
+
+
+def check_output(output: NewOutput) -> None:
+    """Refuse what a verifier would refuse to read. Raises ValueError."""
+    if len(output.output_id) != OUTPUT_ID_BYTES:
+        raise ValueError(f"an output id has {OUTPUT_ID_BYTES} bytes")
+    if not 1 <= len(output.digests) <= MAX_OUTPUT_DIGESTS:
+        raise ValueError(f"an output has 1 to {MAX_OUTPUT_DIGESTS} digests")
+    for digest in output.digests.values():
+        if len(digest) != _DIGEST_BYTES:
+            raise ValueError("an output digest has 32 bytes")
+    for value in (output.request, output.request_key):
+        if value is not None and len(value) != _DIGEST_BYTES:
+            raise ValueError("a request commitment and its key have 32 bytes each")
+    if output.nonce is not None and not MIN_NONCE <= len(output.nonce) <= MAX_NONCE:
+        raise ValueError(f"a nonce has {MIN_NONCE} to {MAX_NONCE} bytes")
+    if output.model is not None and output.source is Source.SUBMITTED:
+        raise ValueError("a submitted output cannot claim a model")
+    if output.context:
+        _check_context(output.context)
+
+
+def _check_context(context: Mapping[str, ContextValue]) -> None:
+    if len(context) > MAX_CONTEXT_ENTRIES:
+        raise ValueError(f"the context has more than {MAX_CONTEXT_ENTRIES} entries")
+    for item in context.values():
+        kind = type(item)
+        if kind not in _CONTEXT_TYPES or (kind in (str, bytes) and len(item) > MAX_TEXT):  # type: ignore[arg-type]
+            raise ValueError(
+                f"a context value is a number, a boolean, or at most {MAX_TEXT} of text or bytes"
+            )
 
 
 class Leaves:

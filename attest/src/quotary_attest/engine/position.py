@@ -120,15 +120,19 @@ def woke(position: Position, staged: StagedBatch | None, platform: PlatformState
     return platform.clock.reset_count == position.boot[0] and found != ZERO and found in left
 
 
-def explained(last: Position | None, staged: StagedBatch | None, found: bytes) -> bool:
+def explained(last: Position | None, staged: StagedBatch | None, found: bytes, reset_count: int) -> bool:
     """Whether this agent itself can have left the chain PCR as a new boot finds it.
 
-    Zero after a reset; what a first commit of this boot extended before the agent died; after sleep, what the last
-    commit left. Anything else somebody else extended.
+    Zero after a reset; what a first commit of this boot extended before the agent died; after sleep, what the
+    last commit left. Anything else somebody else extended.
     """
     own = {ZERO}
-    if last is not None:
+    if last is not None and last.boot[0] == reset_count:
         own.add(last.chain)
     if staged is not None and staged.before:
-        own |= {staged.before, chain_extend(staged.before, staged.digest), chain_extend(ZERO, staged.digest)}
+        own |= {
+            staged.before,
+            chain_extend(staged.before, staged.digest),
+            chain_extend(ZERO, staged.digest),
+        }
     return found in own

@@ -112,7 +112,9 @@ class Starter:
     def _explained(
         self, course: Course, last: Position | None, staged: StagedBatch | None, platform: PlatformState
     ) -> bool:
-        return course is not Course.NEW_BOOT or explained(last, staged, self._chain(platform))
+        return course is not Course.NEW_BOOT or explained(
+            last, staged, self._chain(platform), platform.clock.reset_count
+        )
 
     def _foreign(self, platform: PlatformState) -> StartRefused:
         pcr = self.host.tpm.chain_pcr
