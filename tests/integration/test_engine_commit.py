@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agents import LLAMA, QWEN, WORKLOAD, audit, audit_store, judge, make_state, policy_of, running, start
+from agents import AT, LLAMA, QWEN, WORKLOAD, audit, audit_store, judge, make_state, policy_of, running, start
 from tpms import CC_PCR_EXTEND, CC_QUOTE, Tpm
 
 from quotary_attest.agent import Agent, Busy, NewOutput, NotServed, UnknownOutput
@@ -20,6 +20,7 @@ from quotary_verifier.errors import Rejected
 from quotary_verifier.evidence.tpm_keys import attestation_key
 from quotary_verifier.evidence.tpm_quote import verify_quote
 from quotary_verifier.logs.workload import read_log
+from quotary_verifier.recipe.fresh import verify_fresh
 from quotary_verifier.recipe.verify import Question, verify
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.bindings import ZERO, fresh_digest
@@ -208,7 +209,9 @@ async def test_outputs_handed_in_during_an_epoch_wait_and_cite_the_new_one(agent
 async def test_a_fresh_quote_binds_the_callers_nonce_and_the_platform_now(agent: Agent) -> None:
     await agent.attest(b"x")
     nonce = b"a caller's nonce"
-    fresh = FreshQuote.decode(await agent.fresh_quote(nonce, model="llama"))
+    made = await agent.fresh_quote(nonce, model="llama")
+    verify_fresh(made, nonce, AT, policy_of(agent.origin))
+    fresh = FreshQuote.decode(made)
     genesis = Genesis.decode(fresh.genesis)
     assert genesis.tpm is not None
     key = attestation_key(parse_public(genesis.tpm.ak), genesis.tpm.ak_parent)
@@ -286,5 +289,5 @@ async def test_two_origins_on_one_tpm_cannot_speak_for_each_other(tpm: Tpm, tmp_
             mixed.record, one.genesis_record, mixed.index, mixed.path, mixed.note, mixed.supports
         )
         with pytest.raises(Rejected):
-            verify(forged.encode(), Question(b"x", 1_800_000_000), policy_of(one.origin))
+            verify(forged.encode(), Question(b"x", AT), policy_of(one.origin))
     assert audit(tmp_path / "one").gaps == audit(tmp_path / "two").gaps == []
