@@ -16,7 +16,7 @@ MEMBERS=(verifier attest cli)
     PACKAGES_VENV=(python3-venv)
     PACKAGES_BUILD=(libtss2-dev gcc python3-dev pkg-config) # tpm2-pytss has no wheels
     PACKAGES_TPM=(swtpm swtpm-tools)
-    PACKAGES_TEST=(tpm2-tools tpm2-abrmd dbus openssl)
+    PACKAGES_TEST=(tpm2-tools tpm2-abrmd libtss2-tcti-tabrmd0 libglib2.0-bin dbus openssl)
     PACKAGES_DOCKER=(docker.io docker-compose debootstrap)
 }
 
