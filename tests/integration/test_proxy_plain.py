@@ -429,6 +429,28 @@ async def test_another_method_on_an_attested_path_passes_through() -> None:
         assert setup.engine.calls[0].method == "GET"
 
 
+@pytest.mark.parametrize(
+    ("line", "status", "target"),
+    [
+        (b"POST http://elsewhere/v1/completions?a=%2F HTTP/1.1", b"200", "/v1/completions?a=%2F"),
+        (b"GET //elsewhere/x HTTP/1.1", b"200", "//elsewhere/x"),
+        (b"CONNECT elsewhere:443 HTTP/1.1", b"404", None),
+    ],
+)
+async def test_no_request_line_leads_to_another_server(
+    line: bytes, status: bytes, target: str | None
+) -> None:
+    async with running(answering(b'{"a":1}')) as setup:
+        answer = await setup.raw(
+            line + b"\r\nHost: elsewhere\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        )
+        assert answer.split()[1] == status
+        assert [call.target for call in setup.engine.calls] == ([] if target is None else [target])
+        assert all(
+            call.header("Host") == setup.engine.url.removeprefix("http://") for call in setup.engine.calls
+        )
+
+
 # -- the proxy's own paths
 
 

@@ -241,6 +241,18 @@ async def test_when_the_tpm_goes_a_running_stream_ends_in_an_error_event_and_is_
     assert b"[DONE]" not in body
 
 
+async def test_a_fault_of_our_own_never_ends_a_stream_properly(caplog: pytest.LogCaptureFixture) -> None:
+    attester = MemoryAttester()
+    attester.gate.clear()
+    async with running(streaming(BODY, DONE), attester) as setup, setup.post() as answer:
+        await answer.content.readexactly(len(BODY))
+        attester.failure = KeyError("a secret")
+        attester.gate.set()
+        assert await read_cut_off(answer) == b""
+    assert "unexpected KeyError" in caplog.text
+    assert "secret" not in caplog.text
+
+
 async def test_an_outage_ends_the_other_running_streams_as_well() -> None:
     going_on = asyncio.Event()
     attester = MemoryAttester()
@@ -308,13 +320,8 @@ async def test_a_fetch_waits_for_an_output_that_is_still_streaming() -> None:
 
 async def test_an_http_1_0_client_gets_the_same_body() -> None:
     async with running(streaming(BODY, DONE)) as setup:
-        host, _, port = setup.url.removeprefix("http://").partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(
-            b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(REQUEST), REQUEST)
-        )
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
+        request = b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(REQUEST), REQUEST)
+        head, _, body = (await setup.raw(request)).partition(b"\r\n\r\n")
         assert b"Transfer-Encoding" not in head
         assert strip(body)[0] == BODY + DONE
 
@@ -339,11 +346,7 @@ async def test_nothing_of_requests_and_outputs_reaches_the_log(caplog: pytest.Lo
             await setup.attester.recorded(id_of(answer))
         async with setup.post(headers={"Quotary-Nonce": "secret"}) as answer:
             assert answer.status == 400
-        host, _, port = setup.url.removeprefix("http://").partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"POST /secret HTTP/1.1\r\nContent-Length: secret\r\n\r\n")
-        await reader.read()
-        writer.close()
+        await setup.raw(b"POST /secret HTTP/1.1\r\nContent-Length: secret\r\n\r\n")
     assert any("ends in state 0" in record.getMessage() for record in caplog.records)
     for record in caplog.records:
         if record.name.startswith("quotary"):

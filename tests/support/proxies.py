@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 from collections.abc import AsyncIterator
@@ -32,6 +33,17 @@ class Setup:
     def post(self, body: bytes = REQUEST, path: str = CHAT, **kwargs: Any) -> Any:
         """Send a request."""
         return self.client.post(URL(self.url + path, encoded=True), data=io.BytesIO(body), **kwargs)
+
+    async def raw(self, request: bytes) -> bytes:
+        """Send bytes on a connection of their own and return what comes until the proxy closes it."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(request)
+            return await reader.read()
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
 
 @asynccontextmanager

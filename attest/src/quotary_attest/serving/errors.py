@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from quotary_attest.engine.errors import AgentError, Busy, NotServed, Unavailable, UnknownOutput
-from quotary_attest.log.errors import NotFound
+from quotary_attest.log.errors import NotFound, StoreError
 from quotary_attest.roots import RootError
 
 logger = logging.getLogger("quotary.serving")
@@ -74,31 +74,29 @@ def answer(refusal: Refusal) -> web.Response:
     return response
 
 
+# The first type that fits counts, so what is special stands before what is general.
+_MEANINGS: tuple[tuple[type[Exception], int, str, str, int | None], ...] = (
+    (UnknownOutput, 404, "unknown_output", "there is no attestation of this output", None),
+    (NotFound, 404, "not_found", "nothing is published at this path", None),
+    (StoreError, 503, "log_unavailable", "the log cannot be read now", 10),
+    (Busy, 503, "overloaded", "too many outputs wait to be attested", 1),
+    (NotServed, 503, "model_not_measured", "the model behind this path is not measured on this host", None),
+    (Unavailable, 503, "attestation_unavailable", "this host cannot attest outputs now", 10),
+    (RootError, 503, "attestation_unavailable", "this host cannot attest outputs now", 10),
+    (AgentError, 503, "attestation_failed", "this output could not be attested", None),
+    (web.HTTPRequestEntityTooLarge, 413, "request_too_large", "the request is too large", None),
+)
+
+
 def refusal_of(error: Exception) -> Refusal:
     """Translate what the agent, the log or aiohttp raised; what is unexpected becomes 500 without a word of it."""
-    match error:
-        case Refusal():
-            return error
-        case UnknownOutput():
-            return Refusal(404, "unknown_output", "there is no attestation of this output")
-        case NotFound():
-            return Refusal(404, "not_found", "nothing is published at this path")
-        case Busy():
-            return Refusal(503, "overloaded", "too many outputs wait to be attested", retry_after=1)
-        case NotServed():
-            return Refusal(
-                503, "model_not_measured", "the model behind this path is not measured on this host"
-            )
-        case Unavailable() | RootError():
-            return Refusal(
-                503, "attestation_unavailable", "this host cannot attest outputs now", retry_after=10
-            )
-        case AgentError():
-            return Refusal(503, "attestation_failed", "this output could not be attested")
-        case web.HTTPRequestEntityTooLarge():
-            return Refusal(413, "request_too_large", "the request is too large")
-        case web.HTTPException():
-            return Refusal(error.status, "http_error", error.reason.lower())
+    if isinstance(error, Refusal):
+        return error
+    for kind, status, code, message, retry_after in _MEANINGS:
+        if isinstance(error, kind):
+            return Refusal(status, code, message, retry_after=retry_after)
+    if isinstance(error, web.HTTPException):
+        return Refusal(error.status, "http_error", error.reason.lower())
     logger.error("unexpected %s while answering a request", type(error).__name__)
     return Refusal(500, "internal_error", "the request could not be answered")
 
@@ -109,8 +107,6 @@ async def typed_errors(request: web.Request, handler: Handler) -> web.StreamResp
     try:
         return await handler(request)
     except web.HTTPException as error:
-        if error.status < 400:
-            raise
         response = answer(refusal_of(error))
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]

@@ -67,10 +67,7 @@ class Pattern:
         self, event: str, start: int, end: int, payload: dict[str, Any], holder: dict[str, Any], name: str
     ) -> None:
         before, after = event[:start], event[end:]
-        try:
-            probed = _DECODER.decode(before.removeprefix("data: ") + _PROBE + after)
-        except ValueError:
-            return
+        probed = _DECODER.decode(before.removeprefix("data: ") + _PROBE + after)
         text, holder[name] = holder[name], _PROBE
         same = probed == payload
         holder[name] = text
