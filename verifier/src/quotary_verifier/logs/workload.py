@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quotary_verifier.errors import EvidenceError, MalformedError
+from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.logs.cel import content_digest, content_tlv
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.bindings import ZERO, chain_extend
@@ -104,12 +104,14 @@ class LoggedEvent:
 class WorkloadLog:
     """A log that was read in full: the PCR value it replays to, and the last closed epoch.
 
-    Only a caller who compares `value` with a quoted PCR may rely on anything here.
+    Only a caller who compares `value` with a quoted PCR may rely on anything here. `unknown` says which event is of a
+    version that this verifier does not know, empty where none is: the log replays all the same.
     """
 
     value: bytes
     epoch: int
     current: tuple[LoggedEvent, ...]
+    unknown: str = ""
 
     def find(self, number: int) -> LoggedEvent | None:
         """Return the event of the last closed epoch with this record number."""
@@ -130,6 +132,7 @@ def read_log(items: Sequence[bytes]) -> WorkloadLog:
     """
     value = ZERO
     epoch = 0
+    unknown = ""
     open_events: list[LoggedEvent] = []
     closed: tuple[LoggedEvent, ...] = ()
     running = hashlib.sha256()
@@ -144,14 +147,18 @@ def read_log(items: Sequence[bytes]) -> WorkloadLog:
             epoch += 1
             before, after = _around_digest(epoch)
             continue
-        event = None if len(item) == 32 else WorkloadEvent.decode(item)
+        event = None
+        try:
+            event = None if len(item) == 32 else WorkloadEvent.decode(item)
+        except UnsupportedError as error:
+            unknown = unknown or f"event {number}: {error}"
         if event is not None and event.type == TYPE_SEPARATOR:
             raise EvidenceError(f"workload log: event {number} is a separator that does not fit its epoch")
         open_events.append(LoggedEvent(number, digest, event))
         running.update(digest)
     if open_events:
         raise EvidenceError("workload log: events stand after the last separator")
-    return WorkloadLog(value, epoch - 1, closed)
+    return WorkloadLog(value, epoch - 1, closed, unknown)
 
 
 def opaque(items: Sequence[bytes]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quotary_verifier.errors import EvidenceError, MalformedError
+from quotary_verifier.logs.workload import WorkloadLog
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.platform import (
     Host,
@@ -43,8 +44,28 @@ class CommitFacts:
     witnessed: Witnessed
 
 
-def check_commit(run: Run, policy: Policy, attestation: Attestation, at: int) -> CommitFacts | None:
-    """Do the commit's steps on what an attestation carries; None where one of them could not be done.
+@dataclass(frozen=True, slots=True)
+class OpenCommit:
+    """A commit that was taken apart: what its leaves can be judged against, before its quote is."""
+
+    host: Host
+    note: Note
+    checkpoint: Checkpoint
+    first: int
+    quote: ReadQuote
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedCommit:
+    """What became of a commit: `facts` where every step could be done, and the parts that leaves depend on."""
+
+    log: WorkloadLog | None
+    witnessed: Witnessed | None
+    facts: CommitFacts | None
+
+
+def open_commit(run: Run, attestation: Attestation) -> OpenCommit | None:
+    """Take apart the commit that an attestation carries; None where a step could not be done.
 
     Raises:
         Stopped: a step failed; `run` says which and why.
@@ -62,15 +83,32 @@ def check_commit(run: Run, policy: Policy, attestation: Attestation, at: int) ->
     found = run.do(Step.QUOTE_STRUCTURE, _find_quote, host, note, attestation.supports)
     if found is None:
         return None
-    first, quote = found
+    return OpenCommit(host, note, checkpoint, *found)
+
+
+def judge_commit(
+    run: Run, policy: Policy, attestation: Attestation, opened: OpenCommit, at: int
+) -> JudgedCommit:
+    """Do the commit's further steps.
+
+    Raises:
+        Stopped: a step failed; `run` says which and why.
+    """
+    host, note, checkpoint, first, quote = (
+        opened.host,
+        opened.note,
+        opened.checkpoint,
+        opened.first,
+        opened.quote,
+    )
     digest = commit_digest(host.origin, first, note.text)
     chain_value = chain_extend(quote.support.chain_before, digest)
     seen = run.do(Step.WITNESS, witnessed, policy, host.origin, note, checkpoint, attestation)
-    platform = judge_platform(run, policy, host, quote, digest, chain_value, at, seen)
+    log, platform = judge_platform(run, policy, host, quote, digest, chain_value, at, seen)
     _unread(run, attestation)
     if platform is None or seen is None:
-        return None
-    return CommitFacts(host, checkpoint, first, digest, platform, seen)
+        return JudgedCommit(log, seen, None)
+    return JudgedCommit(log, seen, CommitFacts(host, checkpoint, first, digest, platform, seen))
 
 
 def _open_note(run: Run, host: Host, data: bytes) -> Note:
@@ -99,7 +137,7 @@ def _find_quote(host: Host, note: Note, supports: tuple[TpmSupport, ...]) -> tup
         raise EvidenceError("the genesis record names an AK, and the note has no line of it")
     if len(supports) != 1 or supports[0].identifier != IDENTIFIER_TPM2_QUOTE:
         raise MalformedError("there must be one support for each known hardware line, and no other")
-    return lines[0].first, read_quote(supports[0], lines[0].evidence)
+    return lines[0].first, read_quote(host.public, supports[0], lines[0].evidence)
 
 
 def _unread(run: Run, attestation: Attestation) -> None:

@@ -112,10 +112,10 @@ def _at_the_right_time(
     A certificate issued later still vouches, as a fixedTPM key does not change: its path is then checked at the
     time argument (design section 5).
     """
-    now = datetime.fromtimestamp(at, UTC)
+    now = _moment(at)
     if seen is None or seen.time is None:
         return verify_ak_chain(certificates, authority.anchors, now), now
-    then = datetime.fromtimestamp(seen.time, UTC)
+    then = _moment(seen.time)
     try:
         return verify_ak_chain(certificates, authority.anchors, then), then
     except EvidenceError:
@@ -123,6 +123,14 @@ def _at_the_right_time(
         if certificate.not_before <= then:
             raise
         return certificate, now
+
+
+def _moment(seconds: int) -> datetime:
+    """Return a time in seconds since the epoch; EvidenceError for what no calendar has, as a witness may sign."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise EvidenceError(f"{seconds} s is no time at which a certificate can be checked") from None
 
 
 def _names_origin(certificate: AkEndorsement, origin: str) -> bool:

@@ -69,11 +69,11 @@ def _same_nonce(fresh: FreshQuote, nonce: bytes) -> None:
 def _judge(run: Run, policy: Policy, host: Host, fresh: FreshQuote, at: int) -> PlatformFacts | None:
     if fresh.support.identifier != IDENTIFIER_TPM2_QUOTE:
         run.fail(Step.QUOTE_STRUCTURE, "the support is not one of a TPM quote")
-    quote = run.do(Step.QUOTE_STRUCTURE, read_quote, fresh.support, fresh.evidence)
+    quote = run.do(Step.QUOTE_STRUCTURE, read_quote, host.public, fresh.support, fresh.evidence)
     if quote is None:
         return None
     digest = fresh_digest(host.origin, fresh.nonce)
-    return judge_platform(run, policy, host, quote, digest, fresh.support.chain_before, at, None)
+    return judge_platform(run, policy, host, quote, digest, fresh.support.chain_before, at, None)[1]
 
 
 def _report(run: Run, policy: Policy, host: Host, facts: PlatformFacts, at: int) -> Report:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quotary_verifier.errors import EvidenceError
-from quotary_verifier.logs.workload import TYPE_MODEL, LoggedEvent
+from quotary_verifier.logs.workload import TYPE_MODEL, LoggedEvent, WorkloadLog
 from quotary_verifier.policy.model import Policy
-from quotary_verifier.recipe.commit import CommitFacts
 from quotary_verifier.recipe.verdict import ClaimSource
+from quotary_verifier.recipe.witness import Witnessed
+from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.merkle import verify_inclusion
 from quotary_verifier.wire.records import Link, ModelClaim, Output
 
@@ -26,26 +27,28 @@ class ModelFinding:
     opaque: bool
 
 
-def check_inclusion(leaf: bytes, index: int, path: bytes, commit: CommitFacts) -> None:
+def check_inclusion(leaf: bytes, index: int, path: bytes, checkpoint: Checkpoint) -> None:
     """Check that the leaf is in the commit's tree; raises EvidenceError or MalformedError."""
-    checkpoint = commit.checkpoint
     verify_inclusion(leaf, index, checkpoint.size, path, checkpoint.root)
 
 
-def check_range(index: int, commit: CommitFacts) -> None:
+def check_range(index: int, first: int, size: int) -> None:
     """Check that the quoted commit added the leaf: the quote speaks for no other (design section 2).
 
     Raises:
         EvidenceError: the leaf is history of the log, not evidence of this commit.
     """
-    if not commit.first <= index < commit.checkpoint.size:
+    if not first:
         raise EvidenceError(
-            f"not-in-commit: leaf {index} is not among {commit.first} to {commit.checkpoint.size - 1},"
-            " for which this quote speaks"
+            "not-in-commit: leaf 0 is the genesis record, for which no commit claims a platform"
+        )
+    if not first <= index < size:
+        raise EvidenceError(
+            f"not-in-commit: leaf {index} is not among {first} to {size - 1}, for which this quote speaks"
         )
 
 
-def check_model(policy: Policy, record: Output, commit: CommitFacts) -> ModelFinding | None:
+def check_model(policy: Policy, record: Output, log: WorkloadLog) -> ModelFinding | None:
     """Check the model that the record claims against the workload log and the policy.
 
     Raises:
@@ -53,7 +56,7 @@ def check_model(policy: Policy, record: Output, commit: CommitFacts) -> ModelFin
             this model.
     """
     claim = record.model
-    finding = None if claim is None else _find(policy, claim, commit)
+    finding = None if claim is None else _find(policy, claim, log)
     if not policy.models:
         return finding
     if claim is None or finding is None:
@@ -75,8 +78,8 @@ def check_model(policy: Policy, record: Output, commit: CommitFacts) -> ModelFin
     return finding
 
 
-def _find(policy: Policy, claim: ModelClaim, commit: CommitFacts) -> ModelFinding:
-    logged = commit.platform.log.find(claim.event)
+def _find(policy: Policy, claim: ModelClaim, log: WorkloadLog) -> ModelFinding:
+    logged = log.find(claim.event)
     if logged is None:
         raise EvidenceError(f"event {claim.event} of the workload log is not of the epoch in force")
     if logged.digest != claim.event_digest:
@@ -113,7 +116,7 @@ def check_state(policy: Policy, record: Output) -> None:
         raise EvidenceError(f"the output ended as {state}, which the policy does not accept")
 
 
-def check_freshness(policy: Policy, record: Output, commit: CommitFacts, at: int, nonce_given: bool) -> str:
+def check_freshness(policy: Policy, record: Output, seen: Witnessed, at: int, nonce_given: bool) -> str:
     """Check what the policy demands of freshness; return in words what showed it.
 
     Raises:
@@ -125,13 +128,15 @@ def check_freshness(policy: Policy, record: Output, commit: CommitFacts, at: int
     shown = "the caller's nonce" if nonce_given else ""
     if rule.max_age is None:
         return shown or "nothing shows when the output was made"
-    time = commit.witnessed.time
+    time = seen.note_time
     if time is None and rule.trust_host_clock:
         time = record.time // 1000
     if time is None:
-        raise EvidenceError("the policy limits the age, and no witness quorum shows a time")
+        raise EvidenceError(
+            "the policy limits the age, and no witness quorum on the commit's own note shows a time"
+        )
     if time > at + _CLOCK_SKEW:
         raise EvidenceError(f"its time lies {time - at} s after the time of verification")
     if at - time > rule.max_age:
         raise EvidenceError(f"it is {at - time} s old, the policy allows {rule.max_age} s")
-    return shown or ("a witness quorum" if commit.witnessed.time is not None else "the host's clock")
+    return shown or ("a witness quorum" if seen.note_time is not None else "the host's clock")

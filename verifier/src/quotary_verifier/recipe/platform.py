@@ -86,17 +86,19 @@ def read_host(record: bytes) -> Host:
     return Host(genesis, genesis.origin(record), genesis.tpm, public, public.to_spki_der())
 
 
-def read_quote(support: TpmSupport, evidence: bytes) -> ReadQuote:
-    """Take TPM evidence apart; it must be a quote.
+def read_quote(public: Public, support: TpmSupport, evidence: bytes) -> ReadQuote:
+    """Take TPM evidence of a key apart; it must be a quote.
 
     Raises:
         MalformedError: it has another form.
-        EvidenceError: it is another attestation structure.
+        EvidenceError: it is another attestation structure, or signed with another scheme than the key's.
         UnsupportedError: its algorithm is unknown.
     """
     attest_bytes, signature = unpack_evidence(evidence)
     attest = parse_attest(attest_bytes)
     attest.require_quote()
+    if public.scheme is not None and signature[:2] != public.scheme.to_bytes(2):
+        raise EvidenceError("the signature is not of the scheme that the key fixes")
     return ReadQuote(support, attest, attest_bytes, parse_signature(signature))
 
 
@@ -109,10 +111,11 @@ def judge_platform(
     chain_value: bytes,
     at: int,
     seen: Witnessed | None,
-) -> PlatformFacts | None:
-    """Do the steps from `quote.chain` to `platform`; None where one of them could not be done.
+) -> tuple[WorkloadLog | None, PlatformFacts | None]:
+    """Do the steps from `quote.chain` to `platform`; no facts where one of them could not be done.
 
-    `digest` is what extraData must be, `chain_value` what the chain PCR must be quoted as.
+    The log is returned apart, so that what depends on it alone can still turn out to be false. `digest` is what
+    extraData must be, `chain_value` what the chain PCR must be quoted as.
 
     Raises:
         Stopped: a step failed; `run` says which and why.
@@ -123,6 +126,8 @@ def judge_platform(
     if pcrs is not None and log is not None:
         pcrs[host.identity.workload_pcr] = log.value
         run.do(Step.QUOTE_PCRS, _pcrs, quote, pcrs)
+        if log.unknown:
+            run.could_not(Step.WORKLOAD, log.unknown)
     run.do(Step.QUOTE_CLOCK, _clock, policy, quote.attest)
     key = run.do(Step.AK_ATTRIBUTES, _ak, policy, host)
     if key is not None:
@@ -143,8 +148,8 @@ def judge_platform(
     if pcrs is not None:
         run.do(Step.PLATFORM, _platform, run, policy, host.identity, pcrs)
     if pcrs is None or log is None or key is None or endorsement is None or software is None:
-        return None
-    return PlatformFacts(quote.attest, pcrs, key, endorsement, software, log)
+        return log, None
+    return log, PlatformFacts(quote.attest, pcrs, key, endorsement, software, log)
 
 
 def _chain(identity: TpmIdentity, quote: ReadQuote, digest: bytes, chain_value: bytes) -> dict[int, bytes]:

@@ -11,9 +11,10 @@ import hashlib
 from dataclasses import dataclass
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.logs.workload import WorkloadLog
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.claims import output_claims
-from quotary_verifier.recipe.commit import CommitFacts, check_commit
+from quotary_verifier.recipe.commit import CommitFacts, judge_commit, open_commit
 from quotary_verifier.recipe.leaf import (
     ModelFinding,
     check_freshness,
@@ -27,6 +28,8 @@ from quotary_verifier.recipe.outputs import Match, check_nonce, check_request, m
 from quotary_verifier.recipe.run import NOT_ASKED, Run, Stopped
 from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.verdict import Outcome, Report, Verdict, in_order, make_verdict
+from quotary_verifier.recipe.witness import Witnessed
+from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.records import Output
 
@@ -83,13 +86,16 @@ def _verify(
         parsed, record = decoded
         _not_understood(run, parsed, record)
         match = _output_steps(run, question, policy, parsed, record)
-        commit = check_commit(run, policy, parsed, question.at)
-        if commit is None:
+        opened = open_commit(run, parsed)
+        if opened is None:
             raise failed(run, question.at, policy)
-        model = _leaf_steps(run, question, policy, parsed, record, commit)
+        _place_steps(run, parsed, opened.checkpoint, opened.first)
+        judged = judge_commit(run, policy, parsed, opened, question.at)
+        model = _leaf_steps(run, question, policy, record, judged.log, judged.witnessed)
     except Stopped:
         raise failed(run, question.at, policy) from None
-    if run.unchecked is not None or match is None:
+    commit = judged.facts
+    if run.unchecked is not None or match is None or commit is None:
         raise failed(run, question.at, policy)
     verdict = make_verdict(lambda: _report(run, question, policy, record, match, model, commit))
     return verdict, parsed, commit, run
@@ -138,16 +144,24 @@ def _match(question: Question, policy: Policy, record: Output) -> Match:
     return match
 
 
+def _place_steps(run: Run, parsed: Attestation, checkpoint: Checkpoint, first: int) -> None:
+    run.do(Step.INCLUSION, check_inclusion, _leaf(parsed.record), parsed.index, parsed.path, checkpoint)
+    run.do(Step.QUOTE_RANGE, check_range, parsed.index, first, checkpoint.size)
+
+
 def _leaf_steps(
-    run: Run, question: Question, policy: Policy, parsed: Attestation, record: Output, commit: CommitFacts
+    run: Run,
+    question: Question,
+    policy: Policy,
+    record: Output,
+    log: WorkloadLog | None,
+    seen: Witnessed | None,
 ) -> ModelFinding | None:
-    leaf = _leaf(parsed.record)
-    run.do(Step.INCLUSION, check_inclusion, leaf, parsed.index, parsed.path, commit)
-    run.do(Step.QUOTE_RANGE, check_range, parsed.index, commit)
-    model = run.do(Step.MODEL, check_model, policy, record, commit)
-    run.do(
-        Step.FRESHNESS, check_freshness, policy, record, commit, question.at, bool(_nonces(question, policy))
-    )
+    """Do the steps on what the record says; where what they need is missing, another step could not be done."""
+    model = None if log is None else run.do(Step.MODEL, check_model, policy, record, log)
+    if seen is not None:
+        given = bool(_nonces(question, policy))
+        run.do(Step.FRESHNESS, check_freshness, policy, record, seen, question.at, given)
     return model
 
 
@@ -198,10 +212,12 @@ class VerifiedCommit:
     """A commit that one attestation's verification established, under one policy and at one time.
 
     It verifies further outputs whose attestations carry the very same genesis record, note and supports, byte for
-    byte, without doing the commit's signatures again. Anything that differs is verified in full.
+    byte, without doing the commit's signatures again. Anything that differs is verified in full, and so is everything
+    where the first attestation carried later checkpoints or boot logs.
     """
 
     __slots__ = (
+        "_alone",
         "_at",
         "_commit",
         "_genesis",
@@ -216,6 +232,8 @@ class VerifiedCommit:
     def __init__(self, policy: Policy, at: int, parsed: Attestation, commit: CommitFacts, run: Run) -> None:
         self._policy = policy
         self._at = at
+        # What a later checkpoint shows holds for the one leaf whose path came with it.
+        self._alone = bool(parsed.later or parsed.boot_logs)
         self._commit = commit
         self._genesis = parsed.genesis
         self._note = parsed.note
@@ -241,10 +259,11 @@ class VerifiedCommit:
             if question.request is not None:
                 check_request(record, parsed.request_key, question.request)
             _check_nonces(question, policy, record)
-            check_inclusion(_leaf(parsed.record), parsed.index, parsed.path, commit)
-            check_range(parsed.index, commit)
-            model = check_model(policy, record, commit)
-            check_freshness(policy, record, commit, question.at, bool(_nonces(question, policy)))
+            check_inclusion(_leaf(parsed.record), parsed.index, parsed.path, commit.checkpoint)
+            check_range(parsed.index, commit.first, commit.checkpoint.size)
+            model = check_model(policy, record, commit.platform.log)
+            given = bool(_nonces(question, policy))
+            check_freshness(policy, record, commit.witnessed, question.at, given)
         except (MalformedError, EvidenceError, UnsupportedError):
             return verify(attestation, question, policy)
         return make_verdict(lambda: self._report(question, parsed, record, match, model))
@@ -254,6 +273,7 @@ class VerifiedCommit:
             parsed.note == self._note
             and parsed.genesis == self._genesis
             and parsed.supports == self._supports
+            and not self._alone
             and not parsed.later
             and not parsed.boot_logs
             and question.at == self._at
@@ -274,5 +294,7 @@ class VerifiedCommit:
         _not_understood(run, parsed, record)
         run.passed(Step.DECODE)
         _output_steps(run, question, self._policy, parsed, record)
-        _leaf_steps(run, question, self._policy, parsed, record, self._commit)
+        commit = self._commit
+        _place_steps(run, parsed, commit.checkpoint, commit.first)
+        _leaf_steps(run, question, self._policy, record, commit.platform.log, commit.witnessed)
         return _report(run, question, self._policy, record, match, model, self._commit)

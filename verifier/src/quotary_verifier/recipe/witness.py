@@ -17,9 +17,14 @@ from quotary_verifier.wire.records import entry_of
 
 @dataclass(frozen=True, slots=True)
 class Witnessed:
-    """The earliest quorum's time in seconds, or None; and the names of the witnesses found on any note."""
+    """The earliest quorum's time in seconds, or None; and the names of the witnesses found on any note.
+
+    `note_time` is that of a quorum on the commit's own note. Only it limits an age: whoever holds an old attestation
+    can add a new checkpoint that holds its leaf, and leave out the older ones.
+    """
 
     time: int | None
+    note_time: int | None
     names: tuple[str, ...]
 
 
@@ -38,17 +43,20 @@ def witnessed(
         notes.append(_later_note(origin, checkpoint, attestation, later))
     rule = policy.witnesses
     times: list[int] = []
+    note_time = None
     names: set[str] = set()
     for candidate in notes:
         cosignatures = verify_cosignatures(candidate, rule.keys)
         names.update(cosignature.witness.name for cosignature in cosignatures)
         if rule.threshold and len({item.witness.key for item in cosignatures}) >= rule.threshold:
             times.append(quorum_time(cosignatures, rule.threshold))
+            if candidate is note:
+                note_time = times[0]
     if rule.threshold and not times:
         raise EvidenceError(
             f"no note has {rule.threshold} cosignatures of the policy's witnesses, found {len(names)} in all"
         )
-    return Witnessed(min(times, default=None), tuple(sorted(names)))
+    return Witnessed(min(times, default=None), note_time, tuple(sorted(names)))
 
 
 def _later_note(
@@ -58,6 +66,10 @@ def _later_note(
     head = parse_checkpoint(note.text, origin=origin)
     if head.size < checkpoint.size:
         raise EvidenceError("a later checkpoint is of a smaller tree than the commit's")
+    if head.size == checkpoint.size and head.root != checkpoint.root:
+        raise EvidenceError(
+            "a later checkpoint gives another root to a tree of the commit's size: the log is split"
+        )
     leaf = leaf_hash(entry_of(attestation.record))
     verify_inclusion(leaf, attestation.index, head.size, later.path, head.root)
     return note
