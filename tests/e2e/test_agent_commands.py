@@ -110,6 +110,20 @@ def test_what_is_measured_stands_in_the_attestation(state: Path, tmp_path: Path)
     assert events["agent"]["details"]["tpm"] == "software"
 
 
+def test_a_hangup_makes_the_agent_look_for_certificates(state: Path) -> None:
+    command = [*ATTEST, "agent", "run", "--state", str(state), "--keep-days", "30"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        lines = iter(process.stderr.readline, "")
+        assert any("certificates in use: 0" in line for line in lines)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
 def test_two_agents_cannot_run_on_one_state_folder(state: Path) -> None:
     with running(state):
         error = attest("agent", "run", "--state", state, code=4)

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from quotary_attest.workload import Workload
 
 SCHEMA = "quotary-agent-run/v1"
+_HOUR = 3600.0
+_DAY = 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Options:
     listen: str | None
     socket: Path
     allowed_uids: tuple[int, ...]
+    keep_days: int | None
     resume: bool
 
 
@@ -70,6 +74,11 @@ class Options:
     help="User who may use the local interface, besides the agent's own and root.",
 )
 @click.option(
+    "--keep-days",
+    type=click.IntRange(1, 36500),
+    help="Delete records older than this; the log itself stays (default: keep all).",
+)
+@click.option(
     "--resume", is_flag=True, help="Go on although somebody else extended the chain PCR; auditors see a gap."
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE_ARGUMENT...]")
@@ -83,10 +92,12 @@ def run(
     listen: str | None,
     socket: Path | None,
     uids: tuple[int, ...],
+    keep_days: int | None,
     resume: bool,
     arguments: tuple[str, ...],
 ) -> None:
     """Run the agent until it is told to stop (SIGTERM or Ctrl-C); it finishes what it has acknowledged.
+    SIGHUP makes it take up a newly installed certificate.
 
     The files named with --model and --engine, and the engine's arguments after --, are measured into the workload log
     before anything is served. When all is ready, one JSON object on standard output says where.
@@ -96,7 +107,16 @@ def run(
     if arguments and engine is None:
         raise Failure("engine arguments need --engine", code=ExitCode.USAGE)
     options = Options(
-        state, models, engine, arguments, upstream, listen, socket or state / "agent.sock", uids, resume
+        state,
+        models,
+        engine,
+        arguments,
+        upstream,
+        listen,
+        socket or state / "agent.sock",
+        uids,
+        keep_days,
+        resume,
     )
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     with host_failures(), reach_tpm(state, tpm, emulator=emulator) as tcti:
@@ -145,8 +165,39 @@ async def _serve(options: Options, tcti: str, workload: Workload) -> None:
     async with agent, AsyncExitStack() as stack:
         ready = await _open_doors(options, agent, stack)
         print(json.dumps(ready), flush=True)
+        chores = [asyncio.create_task(_reload_on_hangup(agent))]
+        if options.keep_days is not None:
+            chores.append(asyncio.create_task(_expire(agent, options.keep_days)))
         await stop.wait()
+        for chore in chores:
+            chore.cancel()
         note("stopping: what was handed in is committed first")
+
+
+async def _reload_on_hangup(agent: Agent) -> None:
+    """Take up newly installed certificates whenever SIGHUP comes; what cannot be read leaves the old ones."""
+    asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await agent.reload_certificates()
+            note(f"certificates in use: {agent.status()['certificates']}")
+        except Exception as error:
+            note(f"the certificates cannot be taken up: {error}")
+
+
+async def _expire(agent: Agent, days: int) -> None:
+    """Delete old records once an hour, slice by slice, so that commits go on between."""
+    while True:
+        before = (int(time.time()) - days * _DAY) * 1000
+        try:
+            while await agent.expire(before):
+                await asyncio.sleep(0)
+        except Exception as error:
+            note(f"old records cannot be deleted now: {error}")
+        await asyncio.sleep(_HOUR)
 
 
 async def _open_doors(options: Options, agent: Agent, stack: AsyncExitStack) -> dict[str, object]:

@@ -128,7 +128,7 @@ def activate(
 )
 @json_option
 def install(grant: Path, state: Path, root: Path | None, as_json: bool) -> None:
-    """Check the CA's GRANT and install its certificate, which a running agent then uses."""
+    """Check the CA's GRANT and install its certificate, which a running agent uses after SIGHUP."""
     data = read_file(grant)
     anchor = None if root is None else read_certificate(root)
     with failures():
