@@ -63,7 +63,9 @@ class WorkloadEvent:
             digest=fields.octets(4, 32),
             details=fields.mapping(5, _MAX_DETAILS),
         )
-        cbor.texts(dict(event.details), "details of a workload event")
+        cbor.texts(event.details, "details of a workload event")
+        if any(type(value) not in (str, int, bool, bytes) for value in event.details.values()):
+            raise MalformedError("workload event: a detail is neither text, number, boolean nor bytes")
         fields.finish()
         return event
 

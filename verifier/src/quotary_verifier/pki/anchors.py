@@ -18,10 +18,11 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.verification import Store
+from cryptography.x509.verification import PolicyBuilder, Store
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.pki.lenient import mend
+from quotary_verifier.pki.profiles import LeafProfile
 
 _PEM_BLOCK: Final = re.compile(
     rb"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+?)-----END CERTIFICATE-----", re.ASCII
@@ -66,10 +67,11 @@ class Unreadable:
 class TrustAnchors:
     """A set of roots, and CA certificates that help to reach them. Built once, used for any number of paths.
 
+    `builders` are the path builders that were made for this set, by profile; nothing of any path is in them.
     Raises MalformedError if there is no root, or a certificate that is said to be one is not.
     """
 
-    __slots__ = ("_by_certificate", "helpers", "roots", "store")
+    __slots__ = ("_by_certificate", "builders", "helpers", "roots", "store")
 
     def __init__(self, roots: Iterable[CaCertificate], helpers: Iterable[CaCertificate] = ()) -> None:
         self.roots = tuple(roots)
@@ -80,6 +82,7 @@ class TrustAnchors:
             if not root.root:
                 raise MalformedError(f"{root.subject} is not a root: it does not sign itself")
         self.store = Store([root.certificate for root in self.roots])
+        self.builders: dict[LeafProfile, PolicyBuilder] = {}
         self._by_certificate = {root.certificate: root for root in self.roots}
 
     @classmethod

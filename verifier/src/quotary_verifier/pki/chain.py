@@ -80,9 +80,17 @@ class Endorsement:
     tpm_version: str | None
     authority: str
     authority_sha256: bytes
-    not_before: datetime
-    not_after: datetime
     chain: tuple[x509.Certificate, ...]
+
+    @property
+    def not_before(self) -> datetime:
+        """When the leaf's validity begins."""
+        return self.chain[0].not_valid_before_utc
+
+    @property
+    def not_after(self) -> datetime:
+        """When the leaf's validity ends."""
+        return self.chain[0].not_valid_after_utc
 
 
 class AkEndorsement(Endorsement):
@@ -169,8 +177,6 @@ def _verify(
         described.get(_VERSION),
         root.subject,
         root.sha256,
-        leaf.not_valid_before_utc,
-        leaf.not_valid_after_utc,
         chain,
     )
 
@@ -182,10 +188,13 @@ def _build(
     at: datetime,
     profile: LeafProfile,
 ) -> VerifiedClient:
-    builder = PolicyBuilder().store(anchors.store).time(at).max_chain_depth(_MAX_DEPTH)
-    builder = builder.extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICIES[profile])
+    builder = anchors.builders.get(profile)
+    if builder is None:
+        builder = PolicyBuilder().store(anchors.store).max_chain_depth(_MAX_DEPTH)
+        builder = builder.extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICIES[profile])
+        anchors.builders[profile] = builder
     try:
-        return builder.build_client_verifier().verify(leaf, others)
+        return builder.time(at).build_client_verifier().verify(leaf, others)
     except VerificationError as error:
         raise EvidenceError(f"the certificate path does not hold: {error}") from None
     except UNREADABLE as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -28,6 +29,8 @@ _STATES = {
     "client-gone": State.CLIENT_GONE,
 }
 _RESETTABLE = range(16, 24)
+_MAX_KEY_PARTS = 32
+_QUOTED = re.compile(r"""\"(?:[^"\\\n]|\\.)*+\"?+|'[^'\n]*+'?+""")
 T = TypeVar("T")
 
 
@@ -40,8 +43,10 @@ def load_policy(data: bytes) -> Policy:
     if len(data) > MAX_POLICY:
         raise PolicyError(f"the policy has {len(data)} bytes, {MAX_POLICY} are allowed")
     try:
-        table = tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = data.decode()
+        _check_keys(text)
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # the reader lets more than its own error out
         raise PolicyError(f"the policy is not TOML: {error}") from None
     top = _Table(table, "")
     if top.take("schema", str) != SCHEMA:
@@ -66,6 +71,15 @@ def load_policy(data: bytes) -> Policy:
     for part in (tpm, output, platform, workload, top):
         part.finish()
     return policy
+
+
+def _check_keys(text: str) -> None:
+    """Refuse keys of very many parts, for which the reader takes time and memory by the square of their number."""
+    for line in text.split("\n"):
+        if line.count(".") > _MAX_KEY_PARTS and _QUOTED.sub("", line).count(".") > _MAX_KEY_PARTS:
+            raise PolicyError(
+                f"the policy has a line with more than {_MAX_KEY_PARTS} dots outside of strings"
+            )
 
 
 class _Table:
@@ -149,7 +163,7 @@ def _digest(text: str) -> bytes:
 def _pcrs(table: _Table) -> dict[int, frozenset[bytes]]:
     pcrs: dict[int, frozenset[bytes]] = {}
     for key in table.names():
-        if not key.isdecimal() or key != str(int(key)) or int(key) > 23:
+        if len(key) > 2 or not key.isdecimal() or key != str(int(key)) or int(key) > 23:
             table.fail(key, "is not a PCR")
         if int(key) in _RESETTABLE:
             table.fail(key, "can be reset without a reboot, so its value proves nothing")

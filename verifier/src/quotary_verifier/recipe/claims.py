@@ -53,7 +53,8 @@ def platform_claims(host: Host, platform: PlatformFacts) -> Iterator[Claim]:
     for pcr, value in sorted(platform.pcrs.items()):
         if any(value):
             yield Claim(f"pcr_{pcr}", value.hex(), _HARDWARE)
-    yield Claim("workload_epoch", platform.log.epoch, _HARDWARE)
+    # The PCR is quoted; that these are epochs is what the writer of the log says.
+    yield Claim("workload_epoch", platform.log.epoch, _MEASURED if platform.pinned else _HOST)
 
 
 def _kind(platform: PlatformFacts) -> Claim:

@@ -6,6 +6,7 @@ They need nothing of a single output, so their result can serve every output of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quotary_verifier.errors import EvidenceError, MalformedError
@@ -23,7 +24,7 @@ from quotary_verifier.recipe.run import Run
 from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.witness import Witnessed, witnessed
 from quotary_verifier.tlog.checkpoint import Checkpoint, parse_checkpoint
-from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_key_id, hardware_lines
+from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_key_id, hardware_lines_by_id
 from quotary_verifier.tlog.note import TYPE_ED25519, Note, key_id, parse_note, verify_ed25519
 from quotary_verifier.wire.attestation import Attestation, TpmSupport
 from quotary_verifier.wire.bindings import chain_extend, commit_digest
@@ -73,14 +74,16 @@ def open_commit(run: Run, attestation: Attestation) -> OpenCommit | None:
     host = run.do(Step.GENESIS, read_host, attestation.genesis)
     if host is None:
         return None
-    run.not_understood.extend(f"genesis record: key {key}" for key in host.genesis.not_understood)
-    note = run.do(Step.NOTE, _open_note, run, host, attestation.note)
+    for key in host.genesis.not_understood:
+        run.not_understood.append(f"genesis record: key {key}")
+    known = {hardware_key_id(host.origin, IDENTIFIER_TPM2_QUOTE, host.spki): IDENTIFIER_TPM2_QUOTE}
+    note = run.do(Step.NOTE, _open_note, run, host, known, attestation.note)
     if note is None:
         return None
     checkpoint = run.do(Step.ORIGIN, _checkpoint, host, note)
     if checkpoint is None:
         return None
-    found = run.do(Step.QUOTE_STRUCTURE, _find_quote, host, note, attestation.supports)
+    found = run.do(Step.QUOTE_STRUCTURE, _find_quote, host, known, note, attestation.supports)
     if found is None:
         return None
     return OpenCommit(host, note, checkpoint, *found)
@@ -111,19 +114,19 @@ def judge_commit(
     return JudgedCommit(log, seen, CommitFacts(host, checkpoint, first, digest, platform, seen))
 
 
-def _open_note(run: Run, host: Host, data: bytes) -> Note:
-    """Parse the note, verify the log's Ed25519 line if it stands there, and list the lines nobody knows."""
+def _open_note(run: Run, host: Host, known: Mapping[bytes, str], data: bytes) -> Note:
+    """Parse the note, verify the log's Ed25519 line if it stands there, and list the lines nobody knows.
+
+    `known` has the key ids of the hardware lines that this origin can have, and their identifiers.
+    """
     note = parse_note(data)
     own = key_id(host.origin, TYPE_ED25519, host.genesis.note_key)
     line = note.line(host.origin, own)
     if line is not None:
         verify_ed25519(note.text, line.payload, host.genesis.note_key)
-    known = {own, hardware_key_id(host.origin, IDENTIFIER_TPM2_QUOTE, host.spki)}
-    run.not_understood.extend(
-        f"note: a line of {other.name}, key id {other.key_id.hex()}"
-        for other in note.lines
-        if other.name != host.origin or other.key_id not in known
-    )
+    for other in note.lines:
+        if other.name != host.origin or (other.key_id != own and other.key_id not in known):
+            run.not_understood.append(f"note: a line of {other.name}, key id {other.key_id.hex()}")
     return note
 
 
@@ -131,8 +134,10 @@ def _checkpoint(host: Host, note: Note) -> Checkpoint:
     return parse_checkpoint(note.text, origin=host.origin)
 
 
-def _find_quote(host: Host, note: Note, supports: tuple[TpmSupport, ...]) -> tuple[int, ReadQuote]:
-    lines = hardware_lines(note, host.origin, {IDENTIFIER_TPM2_QUOTE: host.spki})
+def _find_quote(
+    host: Host, known: Mapping[bytes, str], note: Note, supports: tuple[TpmSupport, ...]
+) -> tuple[int, ReadQuote]:
+    lines = hardware_lines_by_id(note, host.origin, known)
     if not lines:
         raise EvidenceError("the genesis record names an AK, and the note has no line of it")
     if len(supports) != 1 or supports[0].identifier != IDENTIFIER_TPM2_QUOTE:

@@ -33,6 +33,8 @@ from quotary_verifier.wire.tpm import Attest, Signature, parse_attest, parse_sig
 from quotary_verifier.wire.tpm_public import Public, parse_public
 
 QUOTED_PCRS = range(16)
+_BOOT_PCRS = (0, 4, 7)
+"""PCRs into which every measured boot of firmware extends: its code, the boot loader, the Secure Boot policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class PlatformFacts:
     """What the steps established; meaningful only together with the checks that led here.
 
     `pcrs` are all sixteen quoted values, `log` the replayed workload log, `software` in words what shows that the TPM
-    is a software one, empty where nothing does.
+    is a software one, empty where nothing does, `pinned` tells whether the policy fixes any PCR.
     """
 
     attest: Attest
@@ -70,6 +72,7 @@ class PlatformFacts:
     endorsement: Endorsement
     software: str
     log: WorkloadLog
+    pinned: bool
 
 
 def read_host(record: bytes) -> Host:
@@ -149,7 +152,7 @@ def judge_platform(
         run.do(Step.PLATFORM, _platform, run, policy, host.identity, pcrs)
     if pcrs is None or log is None or key is None or endorsement is None or software is None:
         return log, None
-    return log, PlatformFacts(quote.attest, pcrs, key, endorsement, software, log)
+    return log, PlatformFacts(quote.attest, pcrs, key, endorsement, software, log, bool(policy.pcrs))
 
 
 def _chain(identity: TpmIdentity, quote: ReadQuote, digest: bytes, chain_value: bytes) -> dict[int, bytes]:
@@ -215,7 +218,12 @@ def _platform(run: Run, policy: Policy, identity: TpmIdentity, pcrs: dict[int, b
     for pcr, allowed in sorted(policy.pcrs.items()):
         if pcrs[pcr] not in allowed:
             raise EvidenceError(f"PCR {pcr} is {pcrs[pcr].hex()}, which the policy does not allow")
+    unmeasured = [pcr for pcr in _BOOT_PCRS if policy.pcrs and pcr not in policy.pcrs and pcrs[pcr] == ZERO]
+    if unmeasured:
+        raise EvidenceError(
+            f"PCR {unmeasured[0]} is zero, so this boot was never measured, and the policy does not list zero for it"
+        )
     if not policy.pcrs:
         run.notices.append("the policy fixes no PCR: nothing is said of what booted and runs on the host")
-    elif any(pcrs[pcr] == ZERO for pcr in (0, 4, 7) if pcr in policy.pcrs):
+    elif any(pcrs[pcr] == ZERO for pcr in _BOOT_PCRS if pcr in policy.pcrs):
         run.notices.append("a boot PCR that the policy fixes is zero: that boot was never measured")

@@ -74,7 +74,12 @@ def hardware_lines(note: Note, origin: str, keys: Mapping[str, bytes]) -> tuple[
     Raises EvidenceError where one identifier has two lines or the lines do not claim the same first leaf,
     MalformedError where a known line cannot be taken apart.
     """
-    known = {hardware_key_id(origin, identifier, key): identifier for identifier, key in keys.items()}
+    ids = {hardware_key_id(origin, identifier, key): identifier for identifier, key in keys.items()}
+    return hardware_lines_by_id(note, origin, ids)
+
+
+def hardware_lines_by_id(note: Note, origin: str, known: Mapping[bytes, str]) -> tuple[HardwareLine, ...]:
+    """Return what `hardware_lines` does, for key ids that the caller has computed (key id → identifier)."""
     found = [
         decode_hardware_line(line, known[line.key_id])
         for line in note.lines

@@ -18,6 +18,14 @@ from quotary_verifier.errors import MalformedError, UnsupportedError
 MAX_DEPTH = 8
 """Nesting depth; an attestation needs five."""
 
+MAX_ITEMS = 65_536
+"""Items of one artefact, those inside others included; an attestation with a full workload log needs 17,000.
+
+Bytes alone do not bound what decoding takes: an empty list is one byte, and some eighty bytes of memory."""
+
+_MAX_UNCOUNTED = 1 << 18
+"""Bytes of input whose items need not be counted first, as so few bytes cannot hold many."""
+
 KIND = 0
 VERSION = 1
 _MAX_UINT = (1 << 64) - 1
@@ -84,6 +92,8 @@ def item_end(data: bytes, position: int, *, max_bytes: int, what: str = "CBOR") 
 
 
 def _load(data: bytes, what: str) -> Value:
+    if len(data) > _MAX_UNCOUNTED:
+        _check_count(data, what)
     try:
         return cbor2.loads(
             data,
@@ -95,6 +105,29 @@ def _load(data: bytes, what: str) -> Value:
         )
     except (cbor2.CBORError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         raise MalformedError(f"{what} is not strict CBOR: {_first_line(error)}") from None
+
+
+def _check_count(data: bytes, what: str) -> None:
+    """Refuse data whose first item holds more than `MAX_ITEMS`; what else is wrong with it is left to the decoder."""
+    position = items = 0
+    pending = 1
+    while pending and position < len(data):
+        items += 1
+        if items > MAX_ITEMS:
+            raise MalformedError(f"{what} holds more than {MAX_ITEMS} items")
+        major, argument = data[position] >> 5, data[position] & 0x1F
+        position += 1
+        if argument >= 24:
+            size = 1 << (argument & 3)
+            argument = int.from_bytes(data[position : position + size])
+            position += size
+        pending -= 1
+        if major in (2, 3):
+            position += argument
+        elif major in (4, 5):
+            pending += argument * (major - 3)
+        elif major == 6:
+            pending += 1
 
 
 def _first_line(error: BaseException) -> str:

@@ -143,10 +143,13 @@ def split(data: bytes) -> Iterator[bytes]:
     """Yield the bytes of each commit of a history file in order; `Commit.decode` reads one.
 
     Raises:
-        MalformedError: the file is not a sequence of deterministic CBOR items, or ends within one.
+        MalformedError: the file is not a sequence of deterministic CBOR items, ends within one, or holds too many.
     """
-    position = 0
+    position = count = 0
     while position < len(data):
+        count += 1
+        if count > COMMITS_PER_FILE:
+            raise MalformedError(f"a history file holds more than {COMMITS_PER_FILE} commits")
         end = cbor.item_end(data, position, max_bytes=MAX_COMMIT, what="history file")
         yield data[position:end]
         position = end

@@ -21,7 +21,8 @@ _SPACE = re.compile(r"[ \t\n\r]*+")
 _OPEN = re.compile(r"[ \t\n\r]*+\{[ \t\n\r]*+")
 _COLON = re.compile(r"[ \t\n\r]*+:[ \t\n\r]*+")
 _NEXT = re.compile(r"[ \t\n\r]*+([,}])[ \t\n\r]*+")
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?+|[\[\]{}]', re.DOTALL)
+# A string that does not end reaches to the end of the text: to look for others inside of it would not be linear.
 
 
 def _refuse_constant(_: str) -> NoReturn:

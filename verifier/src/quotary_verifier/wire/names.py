@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire.limits import MAX_HOST
 
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _ORIGIN = re.compile(r"([a-z0-9.-]{1,222})/([a-z2-7]{32})")
+_BASE32 = [
+    high + low for high in "abcdefghijklmnopqrstuvwxyz234567" for low in "abcdefghijklmnopqrstuvwxyz234567"
+]
 _OUTPUT_ID = re.compile(r"out_[0-9a-f]{48}")
 
 OUTPUT_ID_BYTES = 24
@@ -24,15 +27,15 @@ def check_host(host: str) -> str:
     Raises:
         MalformedError: it is not (RFC 1123 section 2.1, RFC 5890 section 2.3.2.1).
     """
-    if len(host) > MAX_HOST or not host or not all(_LABEL.fullmatch(label) for label in host.split(".")):
+    if len(host) > MAX_HOST or not _HOST.fullmatch(host):
         raise MalformedError("the host is not a DNS name in lower case without a final dot")
     return host
 
 
 def origin_of(host: str, genesis_record: bytes) -> str:
     """Return the origin: `<host>/<base32(SHA-256(genesis record)[:20])>`, lower case, unpadded."""
-    digest = hashlib.sha256(genesis_record).digest()[:20]
-    return f"{host}/{base64.b32encode(digest).decode().lower()}"
+    number = int.from_bytes(hashlib.sha256(genesis_record).digest()[:20])
+    return f"{host}/{''.join([_BASE32[number >> shift & 1023] for shift in range(150, -1, -10)])}"
 
 
 def check_origin(origin: str) -> str:
