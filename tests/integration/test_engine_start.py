@@ -247,6 +247,25 @@ async def test_a_record_put_on_disk_by_hand_before_a_reboot_never_verifies_as_of
     assert audit(folder).ranges[-1][1] > audit(folder).ranges[-1][0]
 
 
+async def test_a_staged_batch_that_states_another_tree_than_its_leaves_make_is_history(
+    tpm: Tpm, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    async with running(tpm, folder) as agent:
+        origin = agent.origin
+    planted(folder, origin, pcr_of(tpm, 15))
+    store = Store.open(folder / "log")
+    staged = store.staged()
+    assert staged is not None
+    text = Checkpoint(origin, staged.size, bytes(32)).text
+    store.stage(replace(staged, note=text, digest=commit_digest(origin, staged.first, text)))
+    store.close()
+    async with running(tpm, folder) as agent:
+        with pytest.raises(UnknownOutput, match="no quote speaks for it"):
+            await agent.fetch(b"p" * 24)
+    assert not audit(folder).gaps
+
+
 @pytest.mark.parametrize("before", [ZERO, b"\1" * 32])
 async def test_what_is_planted_for_a_new_boot_is_history_whatever_chain_value_it_states(
     tpm: Tpm, tmp_path: Path, before: bytes

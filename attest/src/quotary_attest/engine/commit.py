@@ -97,6 +97,13 @@ class Committer:
         entries = batch.entries()
         return Plan(batch, self.host.store.edge.extended(entry_hashes(entries)), entries)
 
+    def sound(self, batch: StagedBatch) -> bool:
+        """Whether a batch found on disk states the commit that its leaves make: one that does not was put there by
+        somebody else, and is history."""
+        growth = self.host.store.edge.extended(entry_hashes(batch.entries()))
+        text = Checkpoint(self.host.origin, growth.size, growth.root).text
+        return (batch.note, batch.digest) == (text, commit_digest(self.host.origin, batch.first, text))
+
     async def make(self, plan: Plan, meanwhile: Callable[[], Awaitable[None]] | None = None) -> Made:
         """Stage a batch and commit it; `meanwhile` runs while the TPM works.
 

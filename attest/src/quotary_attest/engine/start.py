@@ -7,6 +7,8 @@ a boot record. Staged leaves that are history keep their places before it; nothi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quotary_attest.engine.commit import Committer, Made
 from quotary_attest.engine.epochs import Epochs, open_log
 from quotary_attest.engine.errors import StartRefused
@@ -71,6 +73,8 @@ class Starter:
         platform = await host.root.platform()
         last = await host.files.run(lambda: last_position(host))
         staged = await host.files.run(host.store.staged)
+        if staged is not None and not self.committer.sound(staged):
+            staged = replace(staged, before=b"")  # nobody's chain: it is history
         await self._adopt(platform)
         if last is not None:
             self.committer.position = last
