@@ -90,8 +90,8 @@ def test_a_fresh_quote_over_a_nonce_verifies(state: Path, tmp_path: Path) -> Non
     with running(state) as ready:
         attest("agent", "quote", "--state", state, "--nonce", NONCE, "-o", tmp_path / "quote")
     (tmp_path / "policy.toml").write_text(POLICY.format(origin=ready["origin"]))
-    attest("verify", tmp_path / "quote", "-p", tmp_path / "policy.toml", "--nonce", NONCE)
-    attest("verify", tmp_path / "quote", "-p", tmp_path / "policy.toml", "--nonce", NONCE[::-1], code=1)
+    attest("verify", "--fresh", tmp_path / "quote", "-p", tmp_path / "policy.toml", "--nonce", NONCE)
+    attest("verify", "--fresh", tmp_path / "quote", "-p", tmp_path / "policy.toml", "--nonce", NONCE[::-1], code=1)
 
 
 def test_what_is_measured_stands_in_the_attestation(state: Path, tmp_path: Path) -> None:

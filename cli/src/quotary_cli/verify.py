@@ -31,7 +31,8 @@ from quotary_verifier import (
 from quotary_verifier import (
     verify as verify_output,
 )
-from quotary_verifier.wire.fresh import KIND_FRESH
+from quotary_verifier.policy.load import MAX_POLICY
+from quotary_verifier.wire.limits import MAX_ATTESTATION
 
 SCHEMA = "quotary-verify/v1"
 SUFFIX = ".attestation"
@@ -76,6 +77,7 @@ class Job:
 @click.option(
     "--at", metavar="TIME", help="Verify as of this time (RFC 3339 or seconds since 1970; default: now)."
 )
+@click.option("--fresh", is_flag=True, help="Each OUTPUT is a fresh quote over --nonce, and no output.")
 @click.option("--exact", is_flag=True, help="Allow no tolerance in how the file's bytes are matched.")
 @click.option("--explain", is_flag=True, help="Show every step of the recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -86,6 +88,7 @@ def verify(
     request: Path | None,
     nonce: str | None,
     at: str | None,
+    fresh: bool,
     exact: bool,
     explain: bool,
     as_json: bool,
@@ -93,15 +96,20 @@ def verify(
     """Verify that each OUTPUT (a file, a folder, or - for standard input) is what an accepted host attested.
 
     A file is tried as the response body, with or without its in-band attestation, then as the text of a choice,
-    then as that text with one more newline at its end, which counts as a tolerance. A fresh quote
-    (from `attest agent quote`) needs no attestation, but the --nonce that it was made for.
+    then as that text with one more newline at its end, which counts as a tolerance. With --fresh
+    it must be a fresh quote (from `attest agent quote`) over --nonce; without, no fresh quote passes for an output.
     """
     rules = _load(policy)
     moment = _time(at)
     request_body = None if request is None else _read(request)
     nonce_bytes = None if nonce is None else _hex(nonce)
+    if fresh and (nonce_bytes is None or request is not None or attestation is not None):
+        raise Failure(
+            "--fresh goes with --nonce, and with neither --request nor --attestation", code=ExitCode.USAGE
+        )
     results = []
-    for job in _with_progress(list(_jobs(outputs, attestation, nonce_bytes)), as_json):
+    jobs = _fresh_jobs(outputs) if fresh else _jobs(outputs, attestation)
+    for job in _with_progress(list(jobs), as_json):
         question = Question(job.output, moment, request_body, nonce_bytes, exact)
         results.append((job.name, _verify_one(job, question, rules)))
     if as_json:
@@ -139,16 +147,21 @@ def _as_json(results: list[tuple[str, Report]]) -> dict[str, Any]:
 
 def _load(path: Path) -> Policy:
     try:
-        return load_policy(_read(path))
+        return load_policy(_read(path, MAX_POLICY))
     except PolicyError as error:
         raise Failure(
             f"{path}: {error}", code=ExitCode.USAGE, hint="docs/spec/policy.md describes every key"
         ) from None
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int = -1) -> bytes:
+    """Read a file, or no more of it than shows that it has over `most` bytes, for which there is another error."""
+    size = -1 if most < 0 else most + 1
     try:
-        return sys.stdin.buffer.read() if str(path) == STDIN else path.read_bytes()
+        if str(path) == STDIN:
+            return sys.stdin.buffer.read(size)
+        with path.open("rb") as file:
+            return file.read(size)
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}".lower(), code=ExitCode.USAGE) from None
 
@@ -185,21 +198,17 @@ def _rfc3339(text: str) -> datetime:
     return moment
 
 
-def _jobs(outputs: tuple[Path, ...], attestation: Path | None, nonce: bytes | None) -> Iterator[Job]:
+def _fresh_jobs(outputs: tuple[Path, ...]) -> Iterator[Job]:
+    for path in outputs:
+        for file in _files(path):
+            yield Job(str(file), _read(file, MAX_ATTESTATION), None)
+
+
+def _jobs(outputs: tuple[Path, ...], attestation: Path | None) -> Iterator[Job]:
     for path in outputs:
         for file in _files(path):
             output = _read(file)
-            if attestation is None and _is_fresh_quote(output):
-                if nonce is None:
-                    raise Failure(f"{file}: a fresh quote needs --nonce", code=ExitCode.USAGE)
-                yield Job(str(file), output, None)
-            else:
-                yield Job(str(file), output, _attestation_of(file, output, attestation))
-
-
-def _is_fresh_quote(data: bytes) -> bool:
-    """Tell by the first bytes, a map whose key 0 is the kind; whether it really is one, verification says."""
-    return len(data) > 3 and data[0] >> 5 == 5 and data[1:3] == bytes((0, KIND_FRESH))
+            yield Job(str(file), output, _attestation_of(file, output, attestation))
 
 
 def _files(path: Path) -> list[Path]:
@@ -217,11 +226,11 @@ def _files(path: Path) -> list[Path]:
 
 def _attestation_of(file: Path, output: bytes, given: Path | None) -> bytes:
     if given is not None and not given.is_dir():
-        return _read(given)
+        return _read(given, MAX_ATTESTATION)
     folder = file.parent if given is None else given
     for candidate in (folder / (file.name + SUFFIX), folder / (file.stem + SUFFIX)):
         if candidate.is_file():
-            return _read(candidate)
+            return _read(candidate, MAX_ATTESTATION)
     try:
         embedded = strip(output)[1]
     except MalformedError:

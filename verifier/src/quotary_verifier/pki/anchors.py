@@ -25,7 +25,7 @@ from quotary_verifier.pki.lenient import mend
 from quotary_verifier.pki.profiles import LeafProfile
 
 _PEM_BLOCK: Final = re.compile(
-    rb"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+?)-----END CERTIFICATE-----", re.ASCII
+    rb"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]++)-----END CERTIFICATE-----", re.ASCII
 )
 _MAX_BUNDLE: Final = 1 << 22
 

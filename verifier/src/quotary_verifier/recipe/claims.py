@@ -83,7 +83,8 @@ def _model(finding: ModelFinding | None) -> Iterator[Claim]:
 
 def _record(record: Output, match: Match) -> Iterator[Claim]:
     yield Claim("output_id", format_output_id(record.output_id), _HOST)
-    yield Claim("matched", match.key, _HARDWARE)
+    matched = f"{match.key}, without its in-band attestation" if match.without_span else match.key
+    yield Claim("matched", matched, _HARDWARE)
     yield Claim("state", record.state.name.lower().replace("_", "-"), _HOST)
     yield Claim("source", _SOURCES[record.source], _HOST)
     yield Claim("time_ms", record.time, _HOST)

@@ -65,7 +65,7 @@ class JudgedCommit:
     facts: CommitFacts | None
 
 
-def open_commit(run: Run, attestation: Attestation) -> OpenCommit | None:
+def open_commit(run: Run, policy: Policy, attestation: Attestation) -> OpenCommit | None:
     """Take apart the commit that an attestation carries; None where a step could not be done.
 
     Raises:
@@ -77,7 +77,7 @@ def open_commit(run: Run, attestation: Attestation) -> OpenCommit | None:
     for key in host.genesis.not_understood:
         run.not_understood.append(f"genesis record: key {key}")
     known = {hardware_key_id(host.origin, IDENTIFIER_TPM2_QUOTE, host.spki): IDENTIFIER_TPM2_QUOTE}
-    note = run.do(Step.NOTE, _open_note, run, host, known, attestation.note)
+    note = run.do(Step.NOTE, _open_note, run, policy, host, known, attestation.note)
     if note is None:
         return None
     checkpoint = run.do(Step.ORIGIN, _checkpoint, host, note)
@@ -114,17 +114,21 @@ def judge_commit(
     return JudgedCommit(log, seen, CommitFacts(host, checkpoint, first, digest, platform, seen))
 
 
-def _open_note(run: Run, host: Host, known: Mapping[bytes, str], data: bytes) -> Note:
+def _open_note(run: Run, policy: Policy, host: Host, known: Mapping[bytes, str], data: bytes) -> Note:
     """Parse the note, verify the log's Ed25519 line if it stands there, and list the lines nobody knows.
 
-    `known` has the key ids of the hardware lines that this origin can have, and their identifiers.
+    `known` has the key ids of the hardware lines that this origin can have, and their identifiers. The lines of the
+    policy's witnesses are known too; step `witness` verifies them.
     """
     note = parse_note(data)
     own = key_id(host.origin, TYPE_ED25519, host.genesis.note_key)
     line = note.line(host.origin, own)
     if line is not None:
         verify_ed25519(note.text, line.payload, host.genesis.note_key)
+    witnesses = {(key.name, key.key_id) for key in policy.witnesses.keys}
     for other in note.lines:
+        if (other.name, other.key_id) in witnesses:
+            continue
         if other.name != host.origin or (other.key_id != own and other.key_id not in known):
             run.not_understood.append(f"note: a line of {other.name}, key id {other.key_id.hex()}")
     return note

@@ -86,7 +86,7 @@ def _verify(
         parsed, record = decoded
         _not_understood(run, parsed, record)
         match = _output_steps(run, question, policy, parsed, record)
-        opened = open_commit(run, parsed)
+        opened = open_commit(run, policy, parsed)
         if opened is None:
             raise failed(run, question.at, policy)
         _place_steps(run, parsed, opened.checkpoint, opened.first)
