@@ -3,7 +3,7 @@
 
 ::
 
-    async with await Agent.start(folder, root=root, workload=workload) as agent:
+    async with Agent(folder, tpm="device:/dev/tpmrm0", workload=workload) as agent:
         delivered = await agent.attest(b"an output")
         Path("output.attestation").write_bytes(delivered.encoded)
 
@@ -96,13 +96,28 @@ def init_state(
 
 
 class Agent:
-    """A running agent. Make it with `Agent.start`; close it, or use it as an asynchronous context manager."""
+    """An agent for one origin. Use it as an async context manager, or `open` and `close` it."""
 
-    def __init__(self, host: Host, engine: Engine) -> None:
-        self._host = host
-        self._engine = engine
-        self._stored = Stored(host)
-        self._draw = host.world.random
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tpm: str = "device:/dev/tpmrm0",
+        root: Root | None = None,
+        workload: Workload | None = None,
+        resume: bool = False,
+        world: World | None = None,
+        max_queue: int = MAX_QUEUE,
+    ) -> None:
+        """Describe an agent for the origin in `folder`; `open` starts it.
+
+        `tpm` is a TSS string, used where no open `root` is given; the agent closes either. `resume` is the operator's
+        word that a chain PCR which somebody else extended is no reason to stop.
+        """
+        self._folder, self._tpm, self._root = folder, tpm, root
+        self._workload, self._resume = workload or Workload(), resume
+        self._world, self._max_queue = world or World(), max_queue
+        self._parts: tuple[Host, Engine, Stored] | None = None
 
     @classmethod
     async def start(
@@ -115,9 +130,13 @@ class Agent:
         world: World | None = None,
         max_queue: int = MAX_QUEUE,
     ) -> Agent:
-        """Start the origin in `folder` on an open root; the agent closes both.
+        """Return an agent that runs already, on an open root. Arguments as for the class, errors as for `open`."""
+        agent = cls(folder, root=root, workload=workload, resume=resume, world=world, max_queue=max_queue)
+        await agent.open()
+        return agent
 
-        `resume` is the operator's word that a chain PCR which somebody else extended is no reason to stop.
+    async def open(self) -> None:
+        """Start: reach the TPM, recover the log, put the workload in force and commit the boot record. Twice is fine.
 
         Raises:
             StartRefused: an operator has to look first.
@@ -125,30 +144,53 @@ class Agent:
             RootError: the root failed.
             StoreError: the disk failed, or the log is damaged.
         """
-        try:
-            state = StateFolder(folder)
-        except StateError:
-            await root.close()
-            raise
-        try:
-            identity = read_identity(folder)
-            check_root(identity, root)
-            store = await asyncio.to_thread(Store.open, state.log)
-            host = Host(state, identity, store, root, world or World())
-        except BaseException:
-            state.close()
-            await root.close()
-            raise
-        engine = Engine(host, max_queue=max_queue)
+        if self._parts is not None:
+            return
+        host = await self._open_host()
+        engine = Engine(host, max_queue=self._max_queue)
         try:
             await host.load_certificates()
-            await engine.start(workload or Workload(), resume=resume)
+            await engine.start(self._workload, resume=self._resume)
         except BaseException:
             await host.close()
             raise
-        return cls(host, engine)
+        self._parts = host, engine, Stored(host)
+
+    async def _open_host(self) -> Host:
+        root = self._root
+        state = None
+        try:
+            state = StateFolder(self._folder)
+            identity = read_identity(self._folder)
+            if root is None:
+                root = await _reach(identity, self._tpm)
+            check_root(identity, root)
+            store = await asyncio.to_thread(Store.open, state.log)
+            return Host(state, identity, store, root, self._world)
+        except BaseException:
+            if state is not None:
+                state.close()
+            if root is not None:
+                await root.close()
+            raise
+
+    @property
+    def _host(self) -> Host:
+        return self._running[0]
+
+    @property
+    def _engine(self) -> Engine:
+        return self._running[1]
+
+    @property
+    def _running(self) -> tuple[Host, Engine, Stored]:
+        if self._parts is None:
+            raise Unavailable("the agent is not open", hint="open it, or use it as an async context manager")
+        return self._parts
 
     async def __aenter__(self) -> Agent:
+        """Start, if that was not done."""
+        await self.open()
         return self
 
     async def __aexit__(
@@ -191,7 +233,7 @@ class Agent:
 
     def new_output_id(self) -> bytes:
         """Return a new output id, 24 bytes: a UUIDv7 and 64 random bits."""
-        return make_output_id(self._host.world.now(), self._draw)
+        return make_output_id(self._host.world.now(), self._host.world.random)
 
     async def submit(self, output: NewOutput) -> Delivered:
         """Attest an output; returns when its commit is on disk.
@@ -217,7 +259,7 @@ class Agent:
 
         `request` is the request body, if there was one: a fresh key commits to it. Raises as `submit`.
         """
-        key = None if request is None else self._draw(32)
+        key = None if request is None else self._host.world.random(32)
         output = NewOutput(
             self.new_output_id(),
             {"body": sha256(body).digest()},
@@ -250,7 +292,7 @@ class Agent:
             delivered = await self._engine.waiting.ask(output_id)
         if delivered is not None:
             return delivered.encoded
-        return await asyncio.to_thread(self._stored.attestation, output_id)
+        return await asyncio.to_thread(self._running[2].attestation, output_id)
 
     # -- platform
 
@@ -316,6 +358,13 @@ class Agent:
             "commit_seconds": round(engine.seconds, 4),
             "commit_interval": engine.interval,
         }
+
+
+async def _reach(identity: HostIdentity, tpm: str) -> Root:
+    """Open the root on a TPM. The import is late: what needs no TPM has none of its libraries."""
+    from quotary_attest.tpm.root import open_root
+
+    return await open_root(identity.tpm, tpm)
 
 
 def check_root(identity: HostIdentity, root: Root) -> None:
