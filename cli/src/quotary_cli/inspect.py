@@ -27,10 +27,12 @@ def inspect(file: Path, as_json: bool) -> None:
     """
     from quotary_cli.kinds import describe
 
-    if file.stat().st_size > MAX_FILE:
+    with file.open("rb") as opened:
+        data = opened.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
         raise Failure(f"{file}: larger than {MAX_FILE >> 20} MiB", code=ExitCode.REJECTED)
     try:
-        kind, content = describe(file.read_bytes())
+        kind, content = describe(data)
     except UnsupportedError as error:
         raise Failure(f"{file}: {error}", code=ExitCode.NOT_CHECKED) from None
     except (MalformedError, QuotaryError) as error:
