@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.logs.cel import content_digest, content_tlv
@@ -93,8 +93,7 @@ def secret_commitment(salt: bytes, content: bytes) -> bytes:
     return hashlib.sha256(salt + content).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedEvent:
+class LoggedEvent(NamedTuple):
     """One event of a log: its record number, digest, and its content where the log gives it in full."""
 
     number: int
@@ -165,7 +164,7 @@ def read_log(items: Sequence[bytes]) -> WorkloadLog:
 
 def opaque(items: Sequence[bytes]) -> tuple[int, ...]:
     """Return the record numbers of the items that are given as digests only."""
-    return tuple(number for number, item in enumerate(items) if len(item) == 32)
+    return tuple([number for number, item in enumerate(items) if len(item) == 32])
 
 
 def reveal(contents: Sequence[bytes], keep: frozenset[int]) -> tuple[bytes, ...]:

@@ -126,7 +126,7 @@ def verify_ak_chain(
     `certificates`: DER, leaf first, root left out. `at`: with a time zone. MalformedError, EvidenceError, or
     UnsupportedError where the leaf's key or encoding is one that cannot be checked.
     """
-    if profile not in {LeafProfile.AK, LeafProfile.AK_CLOUD}:
+    if profile not in (LeafProfile.AK, LeafProfile.AK_CLOUD):
         raise ValueError("this profile is not one of attestation keys")
     return _verify(AkEndorsement, certificates, anchors, at, profile)
 

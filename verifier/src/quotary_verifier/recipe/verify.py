@@ -130,7 +130,7 @@ def _output_steps(
 
 def _nonces(question: Question, policy: Policy) -> tuple[bytes, ...]:
     """Return the nonces that the record must carry: the caller's, and the one that the policy names."""
-    return tuple(nonce for nonce in (question.nonce, policy.freshness.expected_nonce) if nonce is not None)
+    return tuple([nonce for nonce in (question.nonce, policy.freshness.expected_nonce) if nonce is not None])
 
 
 def _check_nonces(question: Question, policy: Policy, record: Output) -> None:

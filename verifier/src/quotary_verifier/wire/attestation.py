@@ -32,6 +32,7 @@ KIND_ATTESTATION = 16
 MEDIA_TYPE = "application/vnd.quotary.attestation+cbor"
 REQUEST_KEY_BYTES = 32
 DIGEST_BYTES = 32
+_PCRS = frozenset(range(16))
 _MAX_INDEX = (1 << 63) - 1
 
 
@@ -83,9 +84,9 @@ class TpmSupport:
 
 
 def _pcrs(value: dict[Any, Any]) -> dict[int, bytes]:
-    for pcr, digest in value.items():
-        if type(pcr) is not int or not 0 <= pcr <= 15:
-            raise MalformedError("TPM support: a PCR is not a number from 0 to 15")
+    if not _PCRS.issuperset(value):
+        raise MalformedError("TPM support: a PCR is not a number from 0 to 15")
+    for digest in value.values():
         if type(digest) is not bytes or len(digest) != DIGEST_BYTES:
             raise MalformedError("TPM support: a PCR value does not have 32 bytes")
     return value
@@ -165,7 +166,7 @@ class Attestation:
             index=fields.uint(4, _MAX_INDEX),
             path=_path(fields.octets(5, 0, MAX_PATH)),
             note=fields.octets(6, 1, MAX_NOTE),
-            supports=tuple(TpmSupport.read(item) for item in fields.array(7, MAX_SUPPORTS)),
+            supports=tuple([TpmSupport.read(item) for item in fields.array(7, MAX_SUPPORTS)]),
             request_key=fields.maybe_octets(8, REQUEST_KEY_BYTES),
             boot_logs=_boot_logs(fields.mapping(9, MAX_BOOT_LOGS)) if fields.has(9) else {},
             later=_later(fields.array(10, MAX_LATER_CHECKPOINTS)) if fields.has(10) else (),

@@ -153,12 +153,12 @@ def _check(items: Iterable[Value], what: str) -> None:
 
 
 def _check_keys(item: dict[Any, Any], what: str) -> None:
-    if type(next(iter(item), None)) is str:
-        _check_text_keys(item, what)
-        return
     previous = -1
     for key in item:
         if type(key) is not int or not previous < key <= 23:
+            if type(key) is str and previous == -1:
+                _check_text_keys(item, what)
+                return
             key = _negative_rank(key, previous, what)  # noqa: PLW2901 - its place among the keys
         previous = key
 

@@ -50,7 +50,12 @@ class Reader:
 
     def u16(self) -> int:
         """Two bytes, big endian."""
-        return self.unpack(_U16)[0]
+        at = self._at
+        end = at + 2
+        if end > len(self._data):
+            raise self._truncated()
+        self._at = end
+        return int.from_bytes(self._data[at:end])
 
     def u32(self) -> int:
         """Four bytes, big endian."""
@@ -62,10 +67,18 @@ class Reader:
 
     def sized(self, maximum: int, field: str) -> bytes:
         """A TPM2B: u16 length, then that many bytes, at most `maximum`."""
-        size = self.unpack(_U16)[0]
+        data = self._data
+        start = self._at + 2
+        if start > len(data):
+            raise self._truncated()
+        size = int.from_bytes(data[self._at : start])
         if size > maximum:
             raise MalformedError(f"{self._what}: {field} has {size} bytes, at most {maximum} are allowed")
-        return self.take(size)
+        end = start + size
+        if end > len(data):
+            raise self._truncated()
+        self._at = end
+        return data[start:end]
 
     def end(self) -> None:
         """MalformedError unless every byte has been read."""
