@@ -171,7 +171,7 @@ def _hex(text: str) -> bytes:
         nonce = bytes.fromhex(text)
     except ValueError:
         nonce = b""
-    if text != text.strip().lower() or not 8 <= len(nonce) <= 64:
+    if nonce.hex() != text or not 8 <= len(nonce) <= 64:
         raise Failure("--nonce takes 8 to 64 bytes in lower-case hexadecimal", code=ExitCode.USAGE)
     return nonce
 

@@ -101,6 +101,13 @@ def test_names_of_digests_do_not_reach_the_terminal_in_a_rejection_either(
     assert not [line for line in shown.splitlines() if line.startswith("  host  ")]
 
 
+@pytest.mark.parametrize(
+    "text", [NONCE.hex(" "), NONCE.hex().upper(), " " + NONCE.hex(), "AAECAwQFBgcICQoLDA0ODw=="]
+)
+def test_a_nonce_has_one_spelling(folder: Path, text: str) -> None:
+    assert verify("--fresh", "quote", "--nonce", text) == 2
+
+
 @pytest.mark.parametrize("name", ["answer.attestation", "policy"])
 def test_no_more_is_read_of_a_file_than_shows_that_it_is_too_long(folder: Path, name: str) -> None:
     (folder / name).unlink()

@@ -155,9 +155,10 @@ def _pin(table: _Table) -> str:
 
 def _digest(text: str) -> bytes:
     text = text.removeprefix("sha256:")
-    if len(text) != 64 or text != text.lower():
+    digest = bytes.fromhex(text)
+    if len(digest) != 32 or digest.hex() != text:
         raise MalformedError("a SHA-256 digest has 64 lower-case hexadecimal digits")
-    return bytes.fromhex(text)
+    return digest
 
 
 def _pcrs(table: _Table) -> dict[int, frozenset[bytes]]:
