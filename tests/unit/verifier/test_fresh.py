@@ -61,6 +61,12 @@ def test_another_nonce_is_rejected() -> None:
     assert report.failing is Step.NONCE
 
 
+def test_another_nonce_than_the_policy_expects_is_rejected() -> None:
+    forge = Forge()
+    rule = f'[freshness]\nexpected_nonce = "{"ab" * 16}"\n'
+    assert judge(made(forge), forge, extra=rule).failing is Step.NONCE
+
+
 def test_a_nonce_that_the_quote_does_not_bind_is_rejected() -> None:
     forge = Forge()
     assert judge(made(forge, binds=bytes(32)), forge).failing is Step.QUOTE_CHAIN

@@ -48,7 +48,7 @@ def verify_fresh(data: bytes, nonce: bytes, at: int, policy: Policy) -> Verdict:
         fresh = run.do(Step.DECODE, FreshQuote.decode, data)
         host = None if fresh is None else run.do(Step.GENESIS, read_host, fresh.genesis)
         if fresh is not None and host is not None:
-            run.do(Step.NONCE, _same_nonce, fresh, nonce)
+            run.do(Step.NONCE, _same_nonce, policy, fresh, nonce)
             facts = _judge(run, policy, host, fresh, at)
     except Stopped:
         raise failed(run, at, policy) from None
@@ -61,9 +61,10 @@ def verify_fresh(data: bytes, nonce: bytes, at: int, policy: Policy) -> Verdict:
     return make_verdict(lambda: _report(run, policy, host, facts, at))
 
 
-def _same_nonce(fresh: FreshQuote, nonce: bytes) -> None:
-    if not hmac.compare_digest(fresh.nonce, nonce):
-        raise EvidenceError("the quote is over another nonce")
+def _same_nonce(policy: Policy, fresh: FreshQuote, nonce: bytes) -> None:
+    for expected in (nonce, policy.freshness.expected_nonce):
+        if expected is not None and not hmac.compare_digest(fresh.nonce, expected):
+            raise EvidenceError("the quote is over another nonce")
 
 
 def _judge(run: Run, policy: Policy, host: Host, fresh: FreshQuote, at: int) -> PlatformFacts | None:
