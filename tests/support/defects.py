@@ -812,6 +812,25 @@ def later_checkpoint_that_does_not_hold_the_leaf() -> Case:
 
 
 @case
+def later_checkpoint_with_a_false_ed25519_line() -> Case:
+    forge = Forge()
+    attestation = forge.attestation()
+    note = parse_note(attestation.note)
+    false = replace(note, lines=(replace(note.lines[0], payload=bytes(64)), *note.lines[1:]))
+    later = (LaterCheckpoint(false.encode(), attestation.path),)
+    return _case(forge, replace(attestation, later=later), Step.WITNESS)
+
+
+@case
+def revoked_certificate_of_a_pinned_origin() -> Case:
+    forge = Forge()
+    assert forge.certificate is not None
+    crl = f'crls = ["""\n{forge.authority.crl(forge.certificate)}"""]\n'
+    policy = forge.policy(f'{crl}[[pin]]\norigin = "{forge.origin}"\n')
+    return _case(forge, forge.attestation(), None, policy=policy)
+
+
+@case
 def witnessed_too_long_ago() -> Case:
     forge = Forge()
     key, rule = _witness()

@@ -18,10 +18,14 @@ from typing import TYPE_CHECKING
 import click
 
 from quotary_cli.agent_tpm import emulator_option, host_failures, reach_tpm, state_option, tpm_option
+from quotary_cli.enrolment import FILE, read_passphrase
 from quotary_cli.output import ExitCode, Failure, note
 
 if TYPE_CHECKING:
     from quotary_attest.agent import Agent
+    from quotary_attest.state import read_identity
+    from quotary_attest.tpm.model import Authorizations
+    from quotary_attest.tpm.root import TpmOptions, open_root
     from quotary_attest.workload import Workload
 
 SCHEMA = "quotary-agent-run/v1"
@@ -43,6 +47,7 @@ class Options:
     socket: Path
     allowed_uids: tuple[int, ...]
     keep_days: int | None
+    endorsement_auth_file: Path | None
     resume: bool
 
 
@@ -80,6 +85,9 @@ class Options:
     help="Delete records older than this; the log itself stays (default: keep all).",
 )
 @click.option(
+    "--endorsement-auth-file", type=FILE, help="File whose first line authorises the endorsement hierarchy."
+)
+@click.option(
     "--resume", is_flag=True, help="Go on although somebody else extended the chain PCR; auditors see a gap."
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE_ARGUMENT...]")
@@ -94,6 +102,7 @@ def run(
     socket: Path | None,
     uids: tuple[int, ...],
     keep_days: int | None,
+    endorsement_auth_file: Path | None,
     resume: bool,
     arguments: tuple[str, ...],
 ) -> None:
@@ -117,6 +126,7 @@ def run(
         socket or state / "agent.sock",
         uids,
         keep_days,
+        endorsement_auth_file,
         resume,
     )
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
@@ -162,7 +172,9 @@ async def _serve(options: Options, tcti: str, workload: Workload) -> None:
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     # the thread that speaks to the TPM must not wait 5 ms for the one that encodes records (measured: p99)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    agent = Agent(options.state, tpm=tcti, workload=workload, resume=options.resume)
+    auths = Authorizations(endorsement=read_passphrase(options.endorsement_auth_file) or b"")
+    root = await open_root(read_identity(options.state).tpm, tcti, TpmOptions(authorizations=auths))
+    agent = Agent(options.state, root=root, workload=workload, resume=options.resume)
     async with agent, AsyncExitStack() as stack:
         ready = await _open_doors(options, agent, stack)
         print(json.dumps(ready), flush=True)

@@ -63,7 +63,7 @@ def render_report(name: str, report: Report, *, explain: bool) -> None:
 def _claims(report: Report, *, everything: bool) -> None:
     for claim in report.claims:
         if everything or claim.name in _MAIN_CLAIMS:
-            click.echo(f"  {clean(claim.name):<16}{clean(str(claim.value))}  [{claim.source}]")
+            click.echo(f"  {clean(claim.name):<15} {clean(str(claim.value))}  [{claim.source}]")
 
 
 def _steps(report: Report) -> None:

@@ -69,7 +69,7 @@ def test_the_report_lists_every_step_in_order_and_says_what_was_not_checked() ->
     report = outcome(forge.attestation().encode(), Question(forge.body, at=NOW), forge.policy())
     assert [check.step for check in report.checks] == list(Step)
     skipped = {check.step for check in report.checks if check.state is CheckState.NOT_CHECKED}
-    assert skipped == {Step.REQUEST, Step.NONCE, Step.BOOT_LOGS, Step.TEE}
+    assert skipped == {Step.REQUEST, Step.NONCE, Step.BOOT_LOGS, Step.TEE, Step.WITNESS, Step.FRESHNESS}
     assert any("no witness" in text for text in report.notices)
 
 
@@ -109,6 +109,13 @@ def test_a_certificate_without_the_log_endorses_the_host_only() -> None:
     assert report.outcome is Outcome.VERIFIED
     assert any("does not name this log" in text for text in report.notices)
     assert [c.source for c in report.claims if c.name == "origin"] == [ClaimSource.HOST]
+
+
+def test_a_pinned_origin_whose_certificate_does_not_hold_is_told() -> None:
+    case = CASES["revoked_certificate_of_a_pinned_origin"]()
+    report = outcome(case.attestation, case.question, case.policy)
+    assert any("was revoked" in text for text in report.notices)
+    assert [c.source for c in report.claims if c.name == "host"] == [ClaimSource.HOST]
 
 
 def test_a_foreign_ak_verifies_where_the_policy_allows_it_and_the_verdict_says_so() -> None:

@@ -27,7 +27,7 @@ from typing import Final
 from quotary_attest.tpm.errors import TpmConflict, TpmError, TpmGone, TpmUnsupported
 
 SOCKET_PATH_LIMIT: Final = 107
-_CONTROL_INIT, _CONTROL_SHUTDOWN = 2, 3
+_CONTROL_CAPABILITY, _CONTROL_INIT, _CONTROL_SHUTDOWN = 1, 2, 3
 _SHUTDOWN_CLEAR: Final = bytes.fromhex("8001 0000000c 00000145 0000")
 _SOCKETS_PREFIX: Final = "quotary-"
 _PID_FILE: Final = "swtpm.pid"
@@ -183,10 +183,10 @@ class Emulator:
             hint="name a folder that this user may write",
         )
 
-    def _await_start(self, *sockets: Path) -> None:
+    def _await_start(self, data: Path, control: Path) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while self.running and time.monotonic() < deadline:
-            if all(map(_answers, sockets)):
+            if _answers(data) and _serves(control):
                 return
             time.sleep(0.002)
         self.power_cut()
@@ -291,6 +291,17 @@ def _answers(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _serves(control: Path) -> bool:
+    """Whether swtpm answers a control command: it listens before it has read its state, and answers after."""
+    try:
+        with _connected(control) as connection:
+            connection.settimeout(_STOP_SECONDS)
+            connection.sendall(struct.pack(">I", _CONTROL_CAPABILITY))
+            return bool(connection.recv(4))
+    except OSError:
+        return False
 
 
 def _socket_folder() -> Path:

@@ -67,7 +67,7 @@ _Entry = tuple[type[TpmError], str, str]
 
 _HINT_RM = "use /dev/tpmrm0 or tpm2-abrmd, so that other programs' objects do not fill the tpm"
 _HINT_CLEAR = "the tpm was cleared or replaced; this state needs `attest agent init` and a new origin"
-_HINT_DOCTOR = "run `attest agent doctor`"
+_HINT_THERE = "is the tpm there, and may this user open it? see `ls -l /dev/tpm*`"
 _HINT_GONE = (
     "see that the tpm device, swtpm or tpm2-abrmd is there and that this user may open it (group tss)"
 )
@@ -114,7 +114,7 @@ TPM_CODES: Final[dict[int, _Entry]] = {
     **_rows(TpmLockout, _HINT_LOCK, [(0x921, "the tpm is in lockout after wrong authorisations")]),
     **_rows(
         TpmConflict,
-        _HINT_DOCTOR,
+        _HINT_THERE,
         [
             (0x127, "this pcr cannot be used so"),
             (0x128, "the pcrs have changed since they were looked at"),
@@ -153,7 +153,7 @@ TPM_CODES: Final[dict[int, _Entry]] = {
     ),
     **_rows(
         TpmMissing,
-        _HINT_DOCTOR,
+        _HINT_THERE,
         [
             (0x08B, "the handle is not known to the tpm"),
             *((code, "the object is no longer loaded") for code in range(0x910, 0x917)),
@@ -225,7 +225,7 @@ TSS_CODES: Final[dict[int, _Entry]] = {
             (0x16, "the tcti library is broken"),
         ],
     ),
-    **_rows(TpmMissing, _HINT_DOCTOR, [(0x18, "the object is not known to the tss library")]),
+    **_rows(TpmMissing, _HINT_THERE, [(0x18, "the object is not known to the tss library")]),
     **_rows(TpmExhausted, "free memory on this host", [(0x17, "the tss library is out of memory")]),
 }
 """Codes of the software layers (TCTI, SYS, ESAPI, marshalling, resource manager)."""
@@ -257,5 +257,5 @@ def error_for(rc: int, command: str) -> TpmError:
     """Turn a TSS return code into the error to raise. `command` is the ESAPI function that failed."""
     of_tpm, code = bare_code(rc)
     entry = (TPM_CODES if of_tpm else TSS_CODES).get(code)
-    kind, words, hint = entry or (TpmError, "the tpm refused", _HINT_DOCTOR)
+    kind, words, hint = entry or (TpmError, "the tpm refused", _HINT_THERE)
     return kind(f"{command.replace('_', ' ')}: {words} (rc 0x{rc:x})", hint=hint, rc=rc, command=command)

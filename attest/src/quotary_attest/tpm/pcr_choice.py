@@ -103,7 +103,7 @@ def choose_pcrs(
         if reason := objection(pcr, pcrs, uses):
             raise TpmConflict(
                 f"pcr {pcr} cannot be used: {reason}",
-                hint="leave the choice to the agent, or see `attest agent doctor`",
+                hint="leave the choice to the agent",
             )
     free = [pcr for pcr in CANDIDATES if pcr not in taken and not objection(pcr, pcrs, uses)]
     if len(free) + len(taken) < 2:

@@ -179,7 +179,7 @@ class Session:
         except QuotaryError as error:
             raise TpmError(
                 f"what the tpm signed does not verify: {error}",
-                hint="the tpm or the way to it is broken: run `attest agent doctor`",
+                hint="the tpm or the way to it is broken: see the kernel's log",
             ) from error
         return signed, packed
 

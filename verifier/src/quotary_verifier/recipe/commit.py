@@ -22,10 +22,10 @@ from quotary_verifier.recipe.platform import (
 )
 from quotary_verifier.recipe.run import Run
 from quotary_verifier.recipe.steps import Step
-from quotary_verifier.recipe.witness import Witnessed, witnessed
+from quotary_verifier.recipe.witness import Witnessed, verify_own_line, witnessed
 from quotary_verifier.tlog.checkpoint import Checkpoint, parse_checkpoint
 from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_key_id, hardware_lines_by_id
-from quotary_verifier.tlog.note import TYPE_ED25519, Note, key_id, parse_note, verify_ed25519
+from quotary_verifier.tlog.note import Note, parse_note
 from quotary_verifier.wire.attestation import Attestation, TpmSupport
 from quotary_verifier.wire.bindings import chain_extend, commit_digest
 
@@ -106,7 +106,10 @@ def judge_commit(
     )
     digest = commit_digest(host.origin, first, note.text)
     chain_value = chain_extend(quote.support.chain_before, digest)
-    seen = run.do(Step.WITNESS, witnessed, policy, host.origin, note, checkpoint, attestation)
+    key = host.genesis.note_key
+    seen = run.do(Step.WITNESS, witnessed, policy, host.origin, key, note, checkpoint, attestation)
+    if not policy.witnesses.keys:
+        run.skip(Step.WITNESS, "the policy names no witnesses")  # what a later checkpoint says was looked at
     log, platform = judge_platform(run, policy, host, quote, digest, chain_value, at, seen)
     _unread(run, attestation)
     if platform is None or seen is None:
@@ -121,10 +124,7 @@ def _open_note(run: Run, policy: Policy, host: Host, known: Mapping[bytes, str],
     policy's witnesses are known too; step `witness` verifies them.
     """
     note = parse_note(data)
-    own = key_id(host.origin, TYPE_ED25519, host.genesis.note_key)
-    line = note.line(host.origin, own)
-    if line is not None:
-        verify_ed25519(note.text, line.payload, host.genesis.note_key)
+    own = verify_own_line(note, host.origin, host.genesis.note_key)
     witnesses = {(key.name, key.key_id) for key in policy.witnesses.keys}
     for other in note.lines:
         if (other.name, other.key_id) in witnesses:

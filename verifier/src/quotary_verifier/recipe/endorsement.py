@@ -20,7 +20,8 @@ class Endorsement:
     """How the AK is vouched for: by a certificate under `authority`, by a pinned origin, or both.
 
     `binds_origin` tells whether the certificate names this log and not only its host; `revocation` what the CRLs of
-    the policy say of the path, None where no certificate counts.
+    the policy say of the path, None where no certificate counts; `problem` why a certificate does not hold, where the
+    origin is pinned all the same.
     """
 
     pinned: bool
@@ -28,6 +29,7 @@ class Endorsement:
     certificate: AkEndorsement | None
     binds_origin: bool
     revocation: Revocation | None = None
+    problem: str = ""
 
 
 def endorse(
@@ -69,7 +71,7 @@ def endorse(
         except (EvidenceError, MalformedError) as error:
             problems.append(f"{authority.name}: {error}")
     if pinned:
-        return Endorsement(True, None, None, False)
+        return Endorsement(True, None, None, False, problem="; ".join(problems))
     message = "no trusted authority endorses the AK: " + "; ".join(problems)
     raise UnsupportedError(message) if unsupported else EvidenceError(message)
 

@@ -33,6 +33,8 @@ def host_notices(platform: PlatformFacts) -> tuple[str, ...]:
     endorsement = platform.endorsement
     if endorsement.certificate is not None and not endorsement.binds_origin:
         notices.append("the certificate endorses the host and its key, but does not name this log")
+    if endorsement.problem:
+        notices.append(f"the origin is pinned, and its certificate does not hold: {endorsement.problem}")
     if not platform.key.profile.own:
         notices.append("AK without auth: any process with the TPM can quote")
     return tuple(notices)

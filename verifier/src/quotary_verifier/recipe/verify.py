@@ -159,8 +159,10 @@ def _leaf_steps(
 ) -> ModelFinding | None:
     """Do the steps on what the record says; where what they need is missing, another step could not be done."""
     model = None if log is None else run.do(Step.MODEL, check_model, policy, record, log)
-    if seen is not None:
-        given = bool(_nonces(question, policy))
+    given = bool(_nonces(question, policy))
+    if not (given or policy.freshness.nonce or policy.freshness.max_age):
+        run.skip(Step.FRESHNESS, "the policy demands nothing, and no nonce was given")
+    elif seen is not None:
         run.do(Step.FRESHNESS, check_freshness, policy, record, seen, question.at, given)
     return model
 

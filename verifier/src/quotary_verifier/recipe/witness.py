@@ -10,7 +10,7 @@ from quotary_verifier.policy.model import Policy
 from quotary_verifier.tlog.checkpoint import Checkpoint, parse_checkpoint
 from quotary_verifier.tlog.cosignature import quorum_time, verify_cosignatures
 from quotary_verifier.tlog.merkle import leaf_hash, verify_inclusion
-from quotary_verifier.tlog.note import Note, parse_note
+from quotary_verifier.tlog.note import TYPE_ED25519, Note, key_id, parse_note, verify_ed25519
 from quotary_verifier.wire.attestation import Attestation, LaterCheckpoint
 from quotary_verifier.wire.records import entry_of
 
@@ -28,8 +28,22 @@ class Witnessed:
     names: tuple[str, ...]
 
 
+def verify_own_line(note: Note, origin: str, note_key: bytes) -> bytes:
+    """Verify the log's own Ed25519 line where the note has one, and return the key id that it has or would have.
+
+    Raises:
+        EvidenceError: it is false, or stands there twice.
+        MalformedError: it has no signature's length.
+    """
+    own = key_id(origin, TYPE_ED25519, note_key)
+    line = note.line(origin, own)
+    if line is not None:
+        verify_ed25519(note.text, line.payload, note_key)
+    return own
+
+
 def witnessed(
-    policy: Policy, origin: str, note: Note, checkpoint: Checkpoint, attestation: Attestation
+    policy: Policy, origin: str, note_key: bytes, note: Note, checkpoint: Checkpoint, attestation: Attestation
 ) -> Witnessed:
     """Verify the cosignatures on the commit's note and on each later checkpoint.
 
@@ -43,7 +57,7 @@ def witnessed(
         return Witnessed(None, None, ())
     notes = [note]
     for later in attestation.later:
-        notes.append(_later_note(origin, checkpoint, attestation, later))
+        notes.append(_later_note(origin, note_key, checkpoint, attestation, later))
     times: list[int] = []
     note_time = None
     names: set[str] = set()
@@ -62,9 +76,10 @@ def witnessed(
 
 
 def _later_note(
-    origin: str, checkpoint: Checkpoint, attestation: Attestation, later: LaterCheckpoint
+    origin: str, note_key: bytes, checkpoint: Checkpoint, attestation: Attestation, later: LaterCheckpoint
 ) -> Note:
     note = parse_note(later.note)
+    verify_own_line(note, origin, note_key)
     head = parse_checkpoint(note.text, origin=origin)
     if head.size < checkpoint.size:
         raise EvidenceError("a later checkpoint is of a smaller tree than the commit's")
