@@ -23,9 +23,6 @@ from quotary_cli.output import ExitCode, Failure, note
 
 if TYPE_CHECKING:
     from quotary_attest.agent import Agent
-    from quotary_attest.state import read_identity
-    from quotary_attest.tpm.model import Authorizations
-    from quotary_attest.tpm.root import TpmOptions, open_root
     from quotary_attest.workload import Workload
 
 SCHEMA = "quotary-agent-run/v1"
@@ -163,6 +160,9 @@ def _measure(options: Options) -> Workload:
 
 async def _serve(options: Options, tcti: str, workload: Workload) -> None:
     from quotary_attest.agent import Agent
+    from quotary_attest.state import read_identity
+    from quotary_attest.tpm.model import Authorizations
+    from quotary_attest.tpm.root import TpmOptions, open_root
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
