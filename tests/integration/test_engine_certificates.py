@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 from pathlib import Path
 
 import pytest
-from agents import audit_store, make_state, running, start
+from agents import audit_store, make_state, running, settled, start
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -51,8 +50,7 @@ async def test_an_installed_path_is_taken_up_and_shown_with_old_outputs_too(tpm:
         await agent.reload_certificates()
         new = Attestation.decode((await agent.attest(b"new")).encoded)
         assert new.supports[0].certificates == path
-        while agent.store.applied < agent.store.size:  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+        await settled(agent.store)
         assert Attestation.decode(await agent.fetch(old.output_id)).supports[0].certificates == path
         audit_store(agent.store)
         (support,) = agent.store.last_commit.commit.supports  # type: ignore[union-attr]

@@ -10,7 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agents import AT, LLAMA, QWEN, WORKLOAD, audit, audit_store, judge, make_state, policy_of, running, start
+from agents import (
+    AT,
+    LLAMA,
+    QWEN,
+    WORKLOAD,
+    audit,
+    audit_store,
+    judge,
+    make_state,
+    policy_of,
+    running,
+    settled,
+    start,
+)
 from tpms import CC_PCR_EXTEND, CC_QUOTE, Tpm
 
 from quotary_attest.agent import Agent, Busy, NewOutput, NotServed, UnknownOutput
@@ -109,8 +122,7 @@ async def test_what_no_verifier_would_read_is_refused_before_it_is_logged(
 
 async def test_records_that_are_expired_are_no_longer_found_and_the_log_stays_whole(agent: Agent) -> None:
     old = await agent.attest(b"old")
-    while agent.store.applied < agent.store.size:  # noqa: ASYNC110
-        await asyncio.sleep(0.002)
+    await settled(agent.store)
     assert await agent.expire(1 << 50) == 1
     with pytest.raises(UnknownOutput):
         await agent.fetch(old.output_id)
@@ -227,6 +239,7 @@ async def test_a_fresh_quote_binds_the_callers_nonce_and_the_platform_now(agent:
         extra_data=fresh_digest(agent.origin, nonce),
         values=values,
     )
+    await settled(agent.store)
     assert fresh.support.chain_before == audit_chain(agent)
     with pytest.raises(ValueError, match="8 to 64 bytes"):
         await agent.fresh_quote(b"short")

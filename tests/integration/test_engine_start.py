@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agents import HOST, audit, judge, make_state, pcr_of, release, running, start
+from agents import HOST, audit, judge, make_state, pcr_of, release, running, settled, start
 from tpms import Tpm
 
 from quotary_attest.agent import StartRefused, UnknownOutput, World, init_state
@@ -175,15 +175,6 @@ async def leaf_record(folder: Path, index: int) -> bytes:
         return store.record_at(index).record
     finally:
         store.close()
-
-
-async def settled(store: Store) -> None:
-    """Wait until a running agent has synced what it committed: an idle one does by itself."""
-    import asyncio
-
-    async with asyncio.timeout(10):
-        while store.unsynced or store.applied < store.size:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def planted(folder: Path, origin: str, before: bytes) -> Output:

@@ -109,6 +109,13 @@ async def running(tpm: Tpm, folder: Path, **options: object) -> AsyncIterator[Ag
         await agent.close()
 
 
+async def settled(store: Store) -> None:
+    """Wait until a running agent has published and synced what it committed: an idle one does so by itself."""
+    async with asyncio.timeout(10):
+        while store.unsynced or store.applied < store.size:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
 def pcr_of(tpm: Tpm, number: int) -> bytes:
     """What a PCR of a TPM holds now."""
     with Connection(tpm.tcti) as connection:
