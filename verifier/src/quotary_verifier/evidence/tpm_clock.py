@@ -8,17 +8,17 @@ rollback.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.tpm import ClockInfo
 
 _MODULUS: Final = 1 << 32
 _HALF: Final = 1 << 31
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClockStep:
     """From one attestation to a later one: how often the TPM was reset, and restarted since.
 

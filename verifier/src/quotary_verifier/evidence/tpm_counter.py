@@ -7,11 +7,11 @@ or the same handle defined anew with other attributes, has another name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.evidence.tpm_quote import check_extra_data, check_qualified_signer, verify_signature
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.tpm import (
     ClockInfo,
     NvInfo,
@@ -28,7 +28,7 @@ NV_TYPE_COUNTER: Final = 0x00000010
 COUNTER_BYTES: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CounterReading:
     """A certified value of a counter, and the TPM's clock when it was certified."""
 

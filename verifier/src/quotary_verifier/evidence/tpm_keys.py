@@ -9,12 +9,13 @@ less.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.wire import tpm_algorithms as alg
 from quotary_verifier.wire import tpm_public as tpm
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.tpm_names import (
     HIERARCHIES,
     RH_ENDORSEMENT,
@@ -40,7 +41,7 @@ _SCHEME_NAMES: Final = {alg.ALG_ECDSA: "ecdsa", alg.ALG_RSASSA: "rsassa", alg.AL
 _CURVE_NAMES: Final = {tpm.CURVE_P256: "p256", tpm.CURVE_P384: "p384"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AkProfile:
     """What an attestation key is.
 
@@ -54,7 +55,7 @@ class AkProfile:
     hash_alg: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AttestationKey:
     """An attestation key whose attributes hold, and the qualified name that its evidence must carry."""
 

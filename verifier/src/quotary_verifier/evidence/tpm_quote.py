@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.wire import tpm_algorithms as alg
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.tpm import (
     Attest,
     ClockInfo,
@@ -39,7 +39,7 @@ RESETTABLE_PCRS: Final = frozenset(range(16, 24))
 _EXTRA_DATA_BYTES: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QuotedState:
     """What a verified quote says: PCRs that only a reboot resets, the clock, the firmware version."""
 

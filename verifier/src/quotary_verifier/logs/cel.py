@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from quotary_verifier.errors import EvidenceError, MalformedError
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_EVENT, MAX_EVENTS
 
 TYPE_RECNUM = 0
@@ -26,7 +26,7 @@ CONTENT_WORKLOAD = 0xC8
 _HEADER = 5
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CelRecord:
     """One record with its digest recomputed from the content, so that `digest` speaks for `content`."""
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.logs.cel import content_digest, content_tlv
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.bindings import ZERO, chain_extend
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_EVENT
 
 KIND_EVENT = 18
@@ -31,7 +31,7 @@ _MAX_NAME = 512
 _MAX_DETAILS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkloadEvent:
     """The content of one event: what was measured, under which name, with which SHA-256 digest."""
 
@@ -101,7 +101,7 @@ class LoggedEvent(NamedTuple):
     event: WorkloadEvent | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkloadLog:
     """A log that was read in full: the PCR value it replays to, and the last closed epoch.
 

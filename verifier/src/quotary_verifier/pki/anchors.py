@@ -12,7 +12,6 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
@@ -23,6 +22,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.pki.lenient import mend
 from quotary_verifier.pki.profiles import LeafProfile
+from quotary_verifier.wire.frozen import frozen
 
 _PEM_BLOCK: Final = re.compile(
     rb"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]++)-----END CERTIFICATE-----", re.ASCII
@@ -39,7 +39,7 @@ UNREADABLE: Final = (
 """What the library raises for a certificate that it cannot read; three of them are no ValueError."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CaCertificate:
     """A CA certificate that was read.
 
@@ -55,7 +55,7 @@ class CaCertificate:
     faults: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unreadable:
     """A certificate of a bundle that cannot be used: its place, from 0, its digest if known, and why."""
 
@@ -107,7 +107,7 @@ class TrustAnchors:
         return self._by_certificate.get(chain[-1])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bundle:
     """What a PEM bundle held: usable CA certificates, and those that could not be used, with reasons."""
 

@@ -10,7 +10,6 @@ the role of the leaf. The time is an argument. Revocation is not part of a path;
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple, TypeVar
 
@@ -32,6 +31,7 @@ from quotary_verifier.pki.anchors import (
 from quotary_verifier.pki.der import subject_public_key_info
 from quotary_verifier.pki.lenient import mend
 from quotary_verifier.pki.profiles import LeafProfile, ca_policy, leaf_policy
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.tpm_public import SPKI_EC_PREFIX
 
 __all__ = [
@@ -62,7 +62,7 @@ _CA_POLICY: Final = ca_policy()
 _LEAF_POLICIES: Final = {profile: leaf_policy(profile) for profile in LeafProfile}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Endorsement:
     """What a certificate path authenticates of its leaf; every field comes from verified certificates.
 

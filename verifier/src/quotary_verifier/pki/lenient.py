@@ -11,11 +11,11 @@ digest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.pki.der import encode, header
+from quotary_verifier.wire.frozen import frozen
 
 _SEQUENCE: Final = 0x30
 _SET: Final = 0x31
@@ -28,7 +28,7 @@ NULL_PARAMETERS: Final = "null parameters after an ecdsa signature algorithm"
 SET_ORDER: Final = "name components out of order"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mended:
     """A strictly encoded copy of a certificate, the bytes that were really signed, and what was mended."""
 
@@ -37,7 +37,7 @@ class Mended:
     faults: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Element:
     tag: int
     content: bytes

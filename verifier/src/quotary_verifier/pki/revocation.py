@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from typing import Final
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.pki.anchors import UNREADABLE
+from quotary_verifier.wire.frozen import frozen
 
 _MAX_CRL: Final = 1 << 24
 _UNDERSTOOD: Final = frozenset({x509.CRLNumber.oid, x509.AuthorityKeyIdentifier.oid})
@@ -34,7 +34,7 @@ class Revocation(enum.Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RevocationReport:
     """The state of a path, and the state of each of its certificates, leaf first, without the root."""
 

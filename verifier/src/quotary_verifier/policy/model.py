@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from cryptography.x509 import CertificateRevocationList
 
 from quotary_verifier.errors import PolicyError
 from quotary_verifier.pki.chain import TrustAnchors
 from quotary_verifier.tlog.note import VerifierKey
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import Link, State
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Authority:
     """A CA whose certificates vouch for AKs. `hosts` narrows the host names: exact, or `*.` and a suffix.
 
@@ -37,7 +38,7 @@ class Authority:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AllowedModel:
     """One model that may have served. `weights` None allows any weights of that name."""
 
@@ -46,7 +47,7 @@ class AllowedModel:
     link: Link = Link.CONFIGURED
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Freshness:
     """What shows that an output is not older than it should be.
 
@@ -61,7 +62,7 @@ class Freshness:
     trust_host_clock: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Witnesses:
     """The witnesses whose cosignatures count, and how many of them a quorum takes (0: none required)."""
 
@@ -69,7 +70,7 @@ class Witnesses:
     threshold: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """A parsed policy. `digest` is the SHA-256 of its bytes.
 

@@ -7,7 +7,6 @@ They need nothing of a single output, so their result can serve every output of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.logs.workload import WorkloadLog
@@ -28,9 +27,10 @@ from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_key_i
 from quotary_verifier.tlog.note import Note, parse_note
 from quotary_verifier.wire.attestation import Attestation, TpmSupport
 from quotary_verifier.wire.bindings import chain_extend, commit_digest
+from quotary_verifier.wire.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CommitFacts:
     """What the commit's steps established; meaningful only together with the checks that led here.
 
@@ -45,7 +45,7 @@ class CommitFacts:
     witnessed: Witnessed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OpenCommit:
     """A commit that was taken apart: what its leaves can be judged against, before its quote is."""
 
@@ -56,7 +56,7 @@ class OpenCommit:
     quote: ReadQuote
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JudgedCommit:
     """What became of a commit: `facts` where every step could be done, and the parts that leaves depend on."""
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
@@ -11,11 +10,12 @@ from quotary_verifier.pki.chain import AkEndorsement, verify_ak_chain
 from quotary_verifier.pki.revocation import Revocation, check_revocation
 from quotary_verifier.policy.model import Authority, Policy
 from quotary_verifier.recipe.witness import Witnessed
+from quotary_verifier.wire.frozen import frozen
 
 ORIGIN_SCHEME = "quotary://"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Endorsement:
     """How the AK is vouched for: by a certificate under `authority`, by a pinned origin, or both.
 

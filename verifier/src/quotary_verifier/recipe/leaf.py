@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.logs.workload import TYPE_MODEL, LoggedEvent, WorkloadLog
 from quotary_verifier.policy.model import Policy
@@ -12,13 +10,14 @@ from quotary_verifier.recipe.verdict import ClaimSource
 from quotary_verifier.recipe.witness import Witnessed
 from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.merkle import verify_inclusion
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import Link, ModelClaim, Output
 
 _CLOCK_SKEW = 300
 """Seconds by which a host's clock may run ahead of the verifier's time."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelFinding:
     """A model claim that holds, and how far it can be relied on."""
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.wire.bindings import request_commitment
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.inband import strip
 from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
 from quotary_verifier.wire.records import Output
@@ -17,7 +17,7 @@ from quotary_verifier.wire.records import Output
 BODY = "body"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Match:
     """Which digest of the record the output has, and what was tolerated to get there."""
 

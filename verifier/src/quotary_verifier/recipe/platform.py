@@ -7,8 +7,6 @@ everything else is judged here, once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tpm_keys import AttestationKey, attestation_key
 from quotary_verifier.evidence.tpm_quote import (
@@ -28,6 +26,7 @@ from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.witness import Witnessed
 from quotary_verifier.wire.attestation import TpmSupport
 from quotary_verifier.wire.bindings import ZERO
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import Genesis, TpmIdentity
 from quotary_verifier.wire.tpm import Attest, Signature, parse_attest, parse_signature, unpack_evidence
 from quotary_verifier.wire.tpm_public import Public, parse_public
@@ -37,7 +36,7 @@ _BOOT_PCRS = (0, 4, 7)
 """PCRs into which every measured boot of firmware extends: its code, the boot loader, the Secure Boot policy."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Host:
     """What a genesis record says of itself: origin, and its TPM with the AK parsed (`spki` is its SPKI in DER)."""
 
@@ -48,7 +47,7 @@ class Host:
     spki: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadQuote:
     """A quote that was parsed and nothing more, with the support that goes with it."""
 
@@ -58,7 +57,7 @@ class ReadQuote:
     signature: Signature
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlatformFacts:
     """What the steps established; meaningful only together with the checks that led here.
 

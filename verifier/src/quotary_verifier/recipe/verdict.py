@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NoReturn
 
 from quotary_verifier.recipe.steps import ORDER, TITLES, Step
+from quotary_verifier.wire.frozen import frozen
 
 SCHEMA: Final = "quotary-verdict/v1"
 NOT_REACHED: Final = "not reached"
@@ -40,7 +40,7 @@ class Outcome(StrEnum):
     COULD_NOT_CHECK = "could-not-check"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Check:
     """One step of the recipe: what came of it, and in words why or over what."""
 
@@ -59,7 +59,7 @@ class Check:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claim:
     """One thing that the evidence says, and who says it."""
 
@@ -72,7 +72,7 @@ class Claim:
         return {"name": self.name, "value": self.value, "source": str(self.source)}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Report:
     """Every check of a verification in the recipe's order, whatever the outcome, and what it was judged by.
 

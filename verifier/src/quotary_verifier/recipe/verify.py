@@ -8,7 +8,6 @@ an exception; there is no bool to misread.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.logs.workload import WorkloadLog
@@ -31,6 +30,7 @@ from quotary_verifier.recipe.verdict import Outcome, Report, Verdict, in_order, 
 from quotary_verifier.recipe.witness import Witnessed
 from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.wire.attestation import Attestation
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import Output
 
 NO_WITNESS = (
@@ -39,7 +39,7 @@ NO_WITNESS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Question:
     """What a caller asks: is this output the one attested, and optionally for this request and nonce?
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.tlog.checkpoint import Checkpoint, parse_checkpoint
@@ -12,10 +10,11 @@ from quotary_verifier.tlog.cosignature import quorum_time, verify_cosignatures
 from quotary_verifier.tlog.merkle import leaf_hash, verify_inclusion
 from quotary_verifier.tlog.note import TYPE_ED25519, Note, key_id, parse_note, verify_ed25519
 from quotary_verifier.wire.attestation import Attestation, LaterCheckpoint
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import entry_of
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Witnessed:
     """The earliest quorum's time in seconds, or None; and the names of the witnesses found on any note.
 

@@ -14,14 +14,14 @@ checkpoints may have some, and only a caller that asks for it gets them.
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import dataclass
 
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.tlog.merkle import EMPTY_ROOT, HASH_SIZE, MAX_TREE_SIZE
 from quotary_verifier.tlog.note import decode_base64
+from quotary_verifier.wire.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checkpoint:
     """A log's head: origin, number of leaves, 32-byte root, and a foreign checkpoint's extension lines."""
 

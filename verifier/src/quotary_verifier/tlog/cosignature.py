@@ -10,7 +10,6 @@ histories, and it gives the time at which certificates are judged (design sectio
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from nacl.signing import SigningKey
@@ -24,6 +23,7 @@ from quotary_verifier.tlog.note import (
     key_id,
     verify_ed25519,
 )
+from quotary_verifier.wire.frozen import frozen
 
 MAX_TIME: Final = 2**63 - 1
 """The largest timestamp, in seconds (tlog-cosignature, "Format")."""
@@ -32,7 +32,7 @@ _TIME_SIZE: Final = 8
 _PAYLOAD_SIZE: Final = _TIME_SIZE + 64
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cosignature:
     """A cosignature that verified: whose it is, and its time in seconds since the epoch."""
 

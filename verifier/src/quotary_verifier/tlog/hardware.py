@@ -16,12 +16,12 @@ as every note implementation ignores it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.tlog.merkle import MAX_TREE_SIZE
 from quotary_verifier.tlog.note import TYPE_CUSTOM, Note, SignatureLine, key_id
+from quotary_verifier.wire.frozen import frozen
 
 IDENTIFIER_TPM2_QUOTE: Final = "quotary/tpm2-quote/v1"
 """A TPM 2.0 quote: u16 ‖ TPMS_ATTEST ‖ u16 ‖ TPMT_SIGNATURE."""
@@ -32,7 +32,7 @@ IDENTIFIER_SEV_SNP: Final = "quotary/sev-snp/v1"
 _FIRST_SIZE: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HardwareLine:
     """A hardware line taken apart: identifier, first leaf of its commit, evidence. Nothing is verified."""
 

@@ -19,7 +19,6 @@ import re
 from base64 import b64encode
 from binascii import a2b_base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
@@ -27,6 +26,7 @@ from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_NOTE
 
 TYPE_ED25519: Final = 0x01
@@ -60,7 +60,7 @@ _NAME: Final = re.compile(r"[^\s+\x00-\x1f]+")
 _VKEY: Final = re.compile(r"([^+]+)\+([0-9a-f]{8})\+([A-Za-z0-9+/=]+)")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignatureLine:
     """One signature line: key name, 4-byte key id, and the payload whose meaning the signature type fixes."""
 
@@ -76,7 +76,7 @@ class SignatureLine:
         return _LINE_START + name + b" " + b64encode(self.key_id + self.payload) + b"\n"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Note:
     """A note as parsed: nothing in it is verified. `text` ends in a newline and excludes the blank line."""
 
@@ -106,7 +106,7 @@ class Note:
         return Note(self.text, self.lines + tuple(lines))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VerifierKey:
     """A public key as verifiers are configured with: key name, signature type (0x01 or 0x04), 32-byte key."""
 
@@ -125,7 +125,7 @@ class VerifierKey:
         return f"{self.name}+{self.key_id.hex()}+{material}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VerifiedNote:
     """A note whose lines of known keys, at least one, all verified; `others` are lines of unknown keys."""
 

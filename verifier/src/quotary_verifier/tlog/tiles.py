@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.tlog.merkle import HASH_SIZE, MAX_TREE_SIZE
+from quotary_verifier.wire.frozen import frozen
 
 TILE_WIDTH: Final = 256
 """Hashes of a full tile, entries of a full bundle."""
@@ -37,7 +37,7 @@ _NUMBER: Final = re.compile(r"((?:x[0-9]{3}/){0,6}[0-9]{3})(?:\.p/([1-9][0-9]{0,
 _TILE: Final = re.compile(r"tile/(entries|0|[1-9][0-9]?)/(.+)")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tile:
     """A tile by its coordinates: level (0..63, or ENTRIES), number within the level, width (1..256)."""
 

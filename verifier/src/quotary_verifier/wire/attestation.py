@@ -8,11 +8,12 @@ form, and the field names say so where it could be mistaken.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire import cbor
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import (
     MAX_ATTESTATION,
     MAX_BOOT_LOG,
@@ -36,7 +37,7 @@ _PCRS = frozenset(range(16))
 _MAX_INDEX = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TpmSupport:
     """What a TPM line of the note needs to be checked.
 
@@ -106,7 +107,7 @@ def _events(items: list[Any]) -> tuple[bytes, ...]:
     return tuple(items)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LaterCheckpoint:
     """A note of a later, larger tree and the leaf's path in it; it adds to the commit's note, never replaces it."""
 
@@ -114,7 +115,7 @@ class LaterCheckpoint:
     path: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attestation:
     """An attestation as read: of the right form, and not authenticated by anything yet."""
 

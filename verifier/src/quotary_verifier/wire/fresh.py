@@ -8,17 +8,16 @@ can never stand for a commit. Reading one authenticates nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.attestation import TpmSupport
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_ATTESTATION, MAX_EVIDENCE, MAX_NONCE, MAX_RECORD, MIN_NONCE
 
 KIND_FRESH = 19
 MEDIA_TYPE = "application/vnd.quotary.fresh-quote+cbor"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FreshQuote:
     """A fresh quote as read: of the right form, and not authenticated by anything yet.
 

@@ -8,11 +8,12 @@ SHA-256 of a blob, so that a commit repeats nothing that did not change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire import cbor
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_BOOT_LOGS, MAX_CERTIFICATES, MAX_COMMIT, MAX_NOTE, MAX_SUPPORTS
 
 KIND_COMMIT = 17
@@ -20,7 +21,7 @@ COMMITS_PER_FILE = 256
 _DIGEST = 32
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CommitSupport:
     """A TPM support whose certificates and workload log are named by digest.
 
@@ -91,7 +92,7 @@ def _named_blob(value: list[Any]) -> tuple[bytes, int]:
     return value[0], value[1]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Commit:
     """One commit of the history: `first` is the index from which it claims, `note` has no cosignatures."""
 

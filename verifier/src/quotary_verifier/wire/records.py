@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire import cbor
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import (
     MAX_CONTEXT_ENTRIES,
     MAX_EVIDENCE,
@@ -69,7 +69,7 @@ def entry_of(record: bytes) -> bytes:
     return hashlib.sha256(record).digest()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TpmIdentity:
     """What a genesis record says about its TPM: all of it or nothing (TEE-only origins have none).
 
@@ -84,7 +84,7 @@ class TpmIdentity:
     counter: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Genesis:
     """The record of leaf 0; its digest makes the origin. `time` is in milliseconds since the epoch."""
 
@@ -148,7 +148,7 @@ def _tpm_identity(fields: cbor.Fields) -> TpmIdentity | None:
     return identity
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelClaim:
     """Which model an output came from, by the workload-log event that measured it (output record, field 9).
 
@@ -170,7 +170,7 @@ class ModelClaim:
 ContextValue = str | int | bool | bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Output:
     """The record of one output. `time` is the host's clock in milliseconds; digests are SHA-256, 32 bytes each."""
 
@@ -279,7 +279,7 @@ def _context(value: dict[Any, Any]) -> dict[str, ContextValue]:
     return value
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BootTpm:
     """What a boot record says about its TPM: the counts and chain PCR as found, and the start counter's evidence.
 
@@ -292,7 +292,7 @@ class BootTpm:
     counter_evidence: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Boot:
     """The record that every start of the agent commits. `last_commit` is D of the last commit, or zeros."""
 
@@ -349,7 +349,7 @@ def _boot_tpm(fields: cbor.Fields) -> BootTpm | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Statement:
     """A promise of the host, in machine-readable text."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.tpm_algorithms import (
     ALG_AES,
     ALG_CFB,
@@ -127,7 +127,7 @@ _SELECTION_HEAD = struct.Struct(">HB")
 _CLOCK_AND_FIRMWARE = struct.Struct(">QIIBQ")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClockInfo:
     """TPMS_CLOCK_INFO: milliseconds, resets, restarts; `safe` claims that clock never ran back."""
 
@@ -137,7 +137,7 @@ class ClockInfo:
     safe: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PcrSelection:
     """TPMS_PCR_SELECTION: one bank and a bitmap, bit i of byte i/8 for PCR i."""
 
@@ -150,7 +150,7 @@ class PcrSelection:
         return _pcr_numbers(self.bitmap)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QuoteInfo:
     """TPMS_QUOTE_INFO: the selections, one a bank, and the digest over the selected values."""
 
@@ -158,7 +158,7 @@ class QuoteInfo:
     pcr_digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NvInfo:
     """TPMS_NV_CERTIFY_INFO: the name of the index, and bytes of it from `offset` on."""
 
@@ -167,7 +167,7 @@ class NvInfo:
     contents: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attest:
     """TPMS_ATTEST of a quote (has `quote`) or an NV certification (has `nv`); `raw` is what was signed."""
 
@@ -194,7 +194,7 @@ class Attest:
         return self.nv
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Signature:
     """TPMT_SIGNATURE: `rsa` for RSASSA and RSAPSS, `r` and `s` for ECDSA; the others are None."""
 
@@ -205,7 +205,7 @@ class Signature:
     s: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NvPublic:
     """TPMS_NV_PUBLIC: the public area of an NV index; `raw` are its bytes."""
 

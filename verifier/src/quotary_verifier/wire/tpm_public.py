@@ -8,13 +8,14 @@ key may be used for is not judged here but by `quotary_verifier.evidence.tpm_key
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.wire import tpm_algorithms as alg
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.tpm_names import entity_name
 from quotary_verifier.wire.tpm_reader import Reader, sized, u16, u32
 
@@ -52,7 +53,7 @@ _RSA_SCHEMES: Final = frozenset({alg.ALG_RSASSA, alg.ALG_RSAPSS, alg.ALG_OAEP, a
 _ECC_SCHEMES: Final = frozenset({alg.ALG_ECDSA, alg.ALG_ECDH, alg.ALG_ECMQV, alg.ALG_SM2, alg.ALG_ECSCHNORR})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SymmetricDefinition:
     """TPMT_SYM_DEF_OBJECT other than null: the cipher by which a parent protects its children."""
 
@@ -61,7 +62,7 @@ class SymmetricDefinition:
     mode: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EccPoint:
     """A public point: TPM curve identifier, coordinates as big-endian bytes of the full coordinate length."""
 
@@ -70,7 +71,7 @@ class EccPoint:
     y: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RsaKey:
     """An RSA public key: modulus length in bits, exponent (always 65537), modulus as big-endian bytes."""
 
@@ -79,7 +80,7 @@ class RsaKey:
     modulus: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Public:
     """A parsed TPMT_PUBLIC. `scheme` and `scheme_hash` may be None; `raw` is its bytes."""
 
