@@ -16,7 +16,6 @@ from typing import Final, NamedTuple, TypeVar
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.verification import PolicyBuilder, VerificationError, VerifiedClient
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
@@ -57,9 +56,6 @@ _MANUFACTURER: Final = x509.ObjectIdentifier("2.23.133.2.1")
 _MODEL: Final = x509.ObjectIdentifier("2.23.133.2.2")
 _VERSION: Final = x509.ObjectIdentifier("2.23.133.2.3")
 _TPM_ATTRIBUTES: Final = frozenset({_MANUFACTURER, _MODEL, _VERSION})
-
-_CA_POLICY: Final = ca_policy()
-_LEAF_POLICIES: Final = {profile: leaf_policy(profile) for profile in LeafProfile}
 
 
 @frozen
@@ -191,7 +187,7 @@ def _build(
     builder = anchors.builders.get(profile)
     if builder is None:
         builder = PolicyBuilder().store(anchors.store).max_chain_depth(_MAX_DEPTH)
-        builder = builder.extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICIES[profile])
+        builder = builder.extension_policies(ca_policy=ca_policy(), ee_policy=leaf_policy(profile))
         anchors.builders[profile] = builder
     try:
         return builder.time(at).build_client_verifier().verify(leaf, others)
@@ -230,6 +226,9 @@ def _leaf_key(leaf: x509.Certificate, der: bytes) -> bytes:
         raise UnsupportedError("the certificate's key is neither rsa nor a plain point on p-256 or p-384")
     if key.key_size < _MIN_RSA_BITS:
         raise EvidenceError(f"the certificate's rsa key of {key.key_size} bits is too weak")
+    # Loading this takes as long as twenty modules of ours, and only rsa keys need it.
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 

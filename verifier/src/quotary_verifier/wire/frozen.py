@@ -20,6 +20,9 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def frozen(cls: type[T]) -> type[T]:
     """Make a class a frozen data class with slots, which `dataclasses.replace` and `fields` take as any other."""
+    cls.__doc__ = (
+        cls.__doc__ or cls.__name__
+    )  # else `dataclass` works out a signature, which takes milliseconds
     made: Any = dataclass(init=False, repr=False, eq=False, slots=True)(cls)
     compared = tuple(item.name for item in fields(made) if item.compare)
     values = attrgetter(*compared) if compared else _no_values
