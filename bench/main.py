@@ -27,7 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-import verifying  # noqa: E402 - the path comes first
+import programs  # noqa: E402 - the path comes first
+import verifying  # noqa: E402
 from figures import ROUNDS, Bar, Measured, NotMeasured, as_json, not_measured, progress  # noqa: E402
 from sample import Sample, make_sample  # noqa: E402
 
@@ -60,6 +61,14 @@ FIGURES: dict[str, tuple[Bar, Callable[[Bench], Measured]]] = {
     "verify_warm_per_s": (
         Bar(20_000, at_least=True),
         lambda bench: verifying.warm(bench.sample, bench.rounds),
+    ),
+    "verify_vs_sigstore": (
+        Bar(5, at_least=True),
+        lambda bench: programs.versus_sigstore(bench.sample, bench.rounds),
+    ),
+    "cold_verify_ratio": (
+        Bar(1.5, at_least=False),
+        lambda bench: programs.cold(bench.sample, bench.folder, bench.rounds),
     ),
 }
 
