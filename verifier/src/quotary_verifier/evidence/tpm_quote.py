@@ -164,12 +164,18 @@ def verify_pcr_values(quote: QuoteInfo, values: Mapping[int, bytes], hash_alg: i
     Resettable PCRs take part in the digest and are then dropped too, as they tell no history. EvidenceError
     unless the values give the quoted digest.
     """
-    selection = _only_selection(quote)
-    if not hmac.compare_digest(pcr_digest(selection, values, hash_alg), quote.pcr_digest):
-        raise EvidenceError("the pcr values do not give the quoted digest")
+    selection = check_pcr_digest(quote, values, hash_alg)
     return MappingProxyType(
         {number: values[number] for number in selection.pcrs if number not in RESETTABLE_PCRS}
     )
+
+
+def check_pcr_digest(quote: QuoteInfo, values: Mapping[int, bytes], hash_alg: int) -> PcrSelection:
+    """What was selected. EvidenceError unless the values of what was selected give the quoted digest."""
+    selection = _only_selection(quote)
+    if not hmac.compare_digest(pcr_digest(selection, values, hash_alg), quote.pcr_digest):
+        raise EvidenceError("the pcr values do not give the quoted digest")
+    return selection
 
 
 def _only_selection(quote: QuoteInfo) -> PcrSelection:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.logs.cel import content_digest, content_tlv
 from quotary_verifier.wire import cbor
-from quotary_verifier.wire.bindings import ZERO, chain_extend
+from quotary_verifier.wire.bindings import ZERO
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_EVENT
 
@@ -140,7 +140,7 @@ def read_log(items: Sequence[bytes]) -> WorkloadLog:
     before, after = _around_digest(epoch)
     for number, item in enumerate(items):
         digest = item if len(item) == 32 else content_digest(item)
-        value = chain_extend(value, digest)
+        value = hashlib.sha256(value + digest).digest()
         if open_events and digest == hashlib.sha256(before + running.digest() + after).digest():
             closed = tuple(open_events)
             open_events = []

@@ -12,9 +12,9 @@ from quotary_verifier.evidence.tpm_keys import AttestationKey, attestation_key
 from quotary_verifier.evidence.tpm_quote import (
     OWN_SELECTION,
     check_extra_data,
+    check_pcr_digest,
     check_qualified_signer,
     check_selection,
-    verify_pcr_values,
     verify_signature,
 )
 from quotary_verifier.logs.workload import WorkloadLog, opaque, read_log
@@ -186,7 +186,7 @@ def _clock(policy: Policy, attest: Attest) -> None:
 def _pcrs(quote: ReadQuote, pcrs: dict[int, bytes]) -> None:
     quoted = quote.attest.require_quote()
     check_selection(quoted, OWN_SELECTION)
-    verify_pcr_values(quoted, pcrs, quote.signature.hash_alg)
+    check_pcr_digest(quoted, pcrs, quote.signature.hash_alg)
 
 
 def _ak(policy: Policy, host: Host) -> AttestationKey:

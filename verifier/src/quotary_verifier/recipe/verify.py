@@ -107,8 +107,10 @@ def _decode(attestation: bytes) -> tuple[Attestation, Output]:
 
 
 def _not_understood(run: Run, parsed: Attestation, record: Output) -> None:
-    run.not_understood.extend(f"attestation: key {key}" for key in parsed.not_understood)
-    run.not_understood.extend(f"record: key {key}" for key in record.not_understood)
+    for key in parsed.not_understood:
+        run.not_understood.append(f"attestation: key {key}")
+    for key in record.not_understood:
+        run.not_understood.append(f"record: key {key}")
 
 
 def _output_steps(

@@ -55,7 +55,8 @@ class Reader:
         if end > len(self._data):
             raise self._truncated()
         self._at = end
-        return int.from_bytes(self._data[at:end])
+        value: int = _U16.unpack_from(self._data, at)[0]
+        return value
 
     def u32(self) -> int:
         """Four bytes, big endian."""
@@ -71,7 +72,7 @@ class Reader:
         start = self._at + 2
         if start > len(data):
             raise self._truncated()
-        size = int.from_bytes(data[self._at : start])
+        size: int = _U16.unpack_from(data, self._at)[0]
         if size > maximum:
             raise MalformedError(f"{self._what}: {field} has {size} bytes, at most {maximum} are allowed")
         end = start + size
