@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 from quotary_verifier.errors import MalformedError
@@ -188,9 +189,6 @@ class Output:
 
     def encode(self) -> bytes:
         """Return the record's bytes. The one caller that makes thousands a second is the commit engine."""
-        digests = self.digests
-        if len(digests) > 1:
-            digests = {key: digests[key] for key in sorted(digests, key=_text_order)}
         fields: dict[int, Any] = {
             0: KIND_OUTPUT,
             1: 1,
@@ -198,7 +196,7 @@ class Output:
             3: self.time,
             4: self.output_id,
             5: int(self.state),
-            6: digests,
+            6: _in_order(self.digests),
         }
         if self.request is not None:
             fields[7] = self.request
@@ -207,7 +205,7 @@ class Output:
         if self.model is not None:
             fields[9] = self.model.fields()
         if self.context:
-            fields[10] = {key: self.context[key] for key in sorted(self.context, key=_text_order)}
+            fields[10] = _in_order(self.context)
         fields[11] = int(self.source)
         return cbor.encode_ordered(fields)
 
@@ -238,6 +236,18 @@ class Output:
         if output.model is not None and output.source is Source.SUBMITTED:
             raise MalformedError("output record: a submitted output cannot claim a model")
         return output
+
+
+def _in_order(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a map with its keys in deterministic order; the orders of few sets of keys are remembered."""
+    if len(value) < 2:
+        return value
+    return {key: value[key] for key in _key_order(tuple(value))}
+
+
+@lru_cache(maxsize=256)
+def _key_order(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(keys, key=_text_order))
 
 
 def _text_order(key: str) -> tuple[int, bytes]:

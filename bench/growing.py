@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a growing log costs: a commit of 1,000 outputs at ten million leaves, and memory for each output."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from attesting import IN_FLIGHT, MODEL, Running, make_state, simulated_dtpm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from figures import Measured, NotMeasured, progress
+from prefill import prefill
+
+from quotary_attest.agent import Agent
+from quotary_attest.enrol.issuance import Issuer, TpmModel, make_ak_certificate, make_root
+from quotary_attest.log.store import Store
+from quotary_attest.state import install_certificates, read_identity
+from quotary_attest.tpm.connection import Connection
+from quotary_attest.tpm.root import open_root
+from quotary_attest.workload import Engine, ServedModel, Workload
+from quotary_verifier.wire.attestation import Attestation
+from quotary_verifier.wire.tpm_public import parse_public
+
+SMALL, LARGE, OUTPUTS = 10_000, 10_000_000, 1_000
+FILLED_PCRS = range(8)
+_COMMITS = 5
+_GIB = 1 << 30
+WORKLOAD = Workload(
+    (MODEL, ServedModel("qwen", bytes(range(2, 34))), ServedModel("bge", bytes(range(3, 35)))),
+    Engine("vllm", bytes(range(1, 33)), ("--port", "8000"), ("CUDA_VISIBLE_DEVICES=0",)),
+)
+"""Seven events an epoch with the separator and the agent's own."""
+
+
+def flatness(folder: Path, rounds: int, *, large: int = LARGE) -> Measured:
+    """append_flatness: a whole commit of 1,000 outputs at `large` leaves over the same at 10^4."""
+    if shutil.disk_usage(folder).free < 8 * _GIB:
+        raise NotMeasured("ten million records need 8 GiB of free disk")
+    begun = time.monotonic()
+    stores = []
+    for leaves in (SMALL, large):
+        store = Store.open(folder / f"log-{leaves}")
+        prefill(store, leaves, origin="bench.example/" + "a" * 32)
+        stores.append(store)
+        progress(f"append_flatness: a log of {leaves} leaves after {time.monotonic() - begun:.0f} s")
+    ratios = []
+    for _ in range(rounds):
+        small, big = (statistics.median(_commit(store) for _ in range(_COMMITS)) for store in stores)
+        ratios.append(big / small)
+    for store in stores:
+        store.close()
+    return Measured(
+        ratios,
+        f"stage, commit, apply and sync of {OUTPUTS} outputs (records, index, tiles, fsync), median of {_COMMITS} by turns,"
+        f" at {large} leaves over {SMALL}",
+    )
+
+
+def _commit(store: Store) -> float:
+    """Seconds of one whole commit of 1,000 outputs, journal and fsync included."""
+    return prefill_one(store)
+
+
+def prefill_one(store: Store) -> float:
+    """Write one batch as the engine does, journal first, and return the seconds that it took."""
+    from prefill import _Template, _unsigned
+
+    from quotary_attest.log.journal import StagedBatch
+    from quotary_attest.log.tree import entry_hashes
+    from quotary_verifier.tlog.checkpoint import Checkpoint
+
+    columns = _Template.make().columns(store.size, OUTPUTS)
+    begun = time.perf_counter()
+    bare = StagedBatch(store.size, store.size, b"", bytes(32), bytes(32), *columns)
+    entries = bare.entries()
+    growth = store.edge.extended(entry_hashes(entries))
+    growth.paths()
+    text = Checkpoint("bench.example/" + "a" * 32, growth.size, growth.root).text
+    staged = StagedBatch(bare.start, bare.first, text, bytes(32), hashlib.sha256(text).digest(), *columns)
+    store.stage(staged)
+    store.commit(_unsigned(staged, growth), staged, growth)
+    store.apply(staged, growth, entries)
+    store.sync()
+    return time.perf_counter() - begun
+
+
+def memory_and_size(folder: Path, *, first: int = 1_000_000, last: int = 3_000_000) -> dict[str, Measured]:
+    """agent_bytes_per_output and attestation_bytes, from one long run of a real agent on a fast software TPM."""
+    sys.setswitchinterval(0.0005)
+    with simulated_dtpm(folder, slow=False) as tcti:
+        return asyncio.run(_memory_and_size(folder, tcti, first, last))
+
+
+async def _memory_and_size(folder: Path, tcti: str, first: int, last: int) -> dict[str, Measured]:
+    state = folder / "state"
+    _fill_pcrs(tcti)
+    make_state(tcti, state)
+    _certify(state)
+    root = await open_root(read_identity(state).tpm, tcti)
+    points: list[tuple[int, int]] = []
+    async with Agent(state, root=root, workload=WORKLOAD) as agent:
+        run = Running(agent, root, state)
+        step = (last - first) // 8
+        for target in range(first, last + 1, step):
+            await _make(run, target)
+            points.append((agent.store.size, private_bytes()))
+            progress(f"agent_bytes_per_output: {points[-1][0]} leaves, {points[-1][1] >> 20} MiB private")
+            if target == first:
+                size = len((await agent.submit(run.output())).encoded)
+                shown = Attestation.decode((await agent.submit(run.output())).encoded)
+    slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+    support = shown.supports[0]
+    full = sum(len(item) > 32 for item in support.workload_log)
+    return {
+        "agent_bytes_per_output": Measured(
+            [max(0.0, slope)],
+            f"slope of Private_Clean + Private_Dirty of the agent's process over {len(points)} points from {first} to"
+            f" {last} outputs, callers included; software TPM without added delay",
+        ),
+        "attestation_bytes": Measured(
+            [float(size)],
+            f"a real attestation at {first} leaves: path of {len(shown.path) // 32}, {len(support.pcrs)} PCR values given"
+            f" beside chain and workload PCR, one AK certificate of {len(support.certificates[0])} bytes,"
+            f" {len(support.workload_log)} events of which {full} in full, nonce of 16 bytes and request key",
+        ),
+    }
+
+
+def _fill_pcrs(tcti: str) -> None:
+    """Extend eight PCRs, as firmware and loader do: with chain and workload PCR ten are not zero."""
+    import tpm2_pytss as lib
+
+    digest = lib.TPML_DIGEST_VALUES(
+        [lib.TPMT_HA(hashAlg=lib.TPM2_ALG.SHA256, digest=lib.TPMU_HA(sha256=b"\x01" * 32))]
+    )
+    with Connection(tcti) as connection:
+        for pcr in FILLED_PCRS:
+            connection.commands.pcr_extend(getattr(lib.ESYS_TR, f"PCR{pcr}"), digest)
+
+
+def _certify(state: Path) -> None:
+    """Install the certificate that our own CA code issues for the AK."""
+    identity = read_identity(state)
+    now = dt.datetime.now(dt.UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = Issuer(make_root("Example AK CA", key, now=now, days=3650), key)
+    public = parse_public(identity.tpm.ak_public).public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    tpm = TpmModel("id:49465800", "SLB9672", "id:0010")
+    certificate = make_ak_certificate(issuer, public, origin=identity.origin, tpm=tpm, now=now, days=365)
+    install_certificates(state, (certificate.public_bytes(Encoding.DER),))
+
+
+async def _make(run: Running, target: int) -> None:
+    """Attest until the log has `target` leaves, and until what was made is applied and synced."""
+
+    async def caller() -> None:
+        while run.agent.store.size < target:
+            await run.agent.submit(run.output())
+
+    await asyncio.gather(*(caller() for _ in range(IN_FLIGHT // 4)))
+    while run.agent.store.unsynced or run.agent.store.applied < run.agent.store.size:
+        await asyncio.sleep(0.01)
+
+
+def private_bytes() -> int:
+    """Private memory of this process (proc(5), smaps_rollup)."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
