@@ -28,6 +28,18 @@ async def test_an_agent_that_is_not_open_says_so(tmp_path: Path) -> None:
         await agent.attest(b"x")
 
 
+async def test_an_agent_is_closed_once_and_not_opened_again(tpm: Tpm, tmp_path: Path) -> None:
+    make_state(tpm, tmp_path / "state")
+    agent = Agent(tmp_path / "state", tpm=tpm.tcti)
+    await agent.open()
+    assert agent.status()["tpm"] == "software TPM"
+    await agent.close()
+    await agent.close()
+    with pytest.raises(Unavailable, match="was closed"):
+        await agent.open()
+    await Agent(tmp_path / "state").close()  # never opened: there is nothing to let go of
+
+
 async def test_a_folder_that_is_none_and_a_tpm_that_is_not_there_are_told_apart(
     tpm: Tpm, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from agents import (
 )
 from tpms import CC_PCR_EXTEND, CC_QUOTE, Tpm
 
-from quotary_attest.agent import Agent, Busy, NewOutput, NotServed, UnknownOutput
+from quotary_attest.agent import Agent, Busy, Delivered, NewOutput, NotServed, UnknownOutput
 from quotary_attest.state import StateError
 from quotary_attest.workload import Workload
 from quotary_verifier.errors import Rejected
@@ -107,6 +107,8 @@ async def test_the_record_cites_the_model_and_shows_it_with_its_engine_and_nothi
         ({"context": {str(number): 1 for number in range(33)}}, "more than 32 entries"),
         ({"context": {"long": "x" * 4097}}, "at most 4096"),
         ({"context": {"float": 0.5}}, "a number, a boolean"),
+        ({"context": {"large": 1 << 64}}, "at most 64 bits"),
+        ({"context": {"small": -(1 << 64) - 1}}, "at most 64 bits"),
         ({"context": {str(number): "x" * 4096 for number in range(5)}}, "16384 are allowed"),
         ({"model": "llama", "source": Source.SUBMITTED}, "cannot claim a model"),
     ],
@@ -134,6 +136,36 @@ async def test_an_unmeasured_model_is_refused_and_a_submitted_output_claims_none
         await agent.submit(relayed(agent, b"x", model="gpt"))
     record = Output.decode(Attestation.decode((await agent.attest(b"x")).encoded).record)
     assert (record.model, record.source) == (None, Source.SUBMITTED)
+
+
+async def test_an_announced_output_that_is_refused_is_waited_for_no_longer(agent: Agent) -> None:
+    output = relayed(agent, b"x", model="gpt")
+    agent.reserve(output.output_id)
+    asking = asyncio.ensure_future(agent.fetch(output.output_id))
+    await asyncio.sleep(0)
+    with pytest.raises(NotServed):
+        await agent.submit(output)
+    async with asyncio.timeout(10):
+        with pytest.raises(UnknownOutput):
+            await asking
+    with pytest.raises(UnknownOutput):
+        await agent.fetch(output.output_id, 10)
+    assert agent.status()["waiting"] == 0
+
+
+async def test_an_output_that_cannot_be_recorded_under_a_new_epoch_costs_no_other(agent: Agent) -> None:
+    epoch = asyncio.ensure_future(agent.begin_epoch(WORKLOAD))
+    await asyncio.sleep(0)
+    while not agent._engine._holding:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    wrong = replace(relayed(agent, b"wrong"), digests={"body": None})  # type: ignore[dict-item]
+    results = asyncio.gather(agent.submit(wrong), agent.attest(b"right"), return_exceptions=True)
+    await epoch
+    async with asyncio.timeout(10):
+        refused, delivered = await results
+    assert isinstance(refused, TypeError)
+    assert isinstance(delivered, Delivered)
+    judge(delivered.encoded, b"right", agent.origin)
 
 
 async def test_secrets_stay_with_the_operator_and_fit_their_commitment(agent: Agent, tmp_path: Path) -> None:

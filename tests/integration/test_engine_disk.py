@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from agents import Naps, audit, judge, make_state, running, start
+from agents import Naps, audit, judge, make_state, running, settled, start
 from tpms import Tpm
 
 from quotary_attest.agent import Agent, Unavailable, World
@@ -106,6 +106,8 @@ async def test_a_disk_that_fills_up_within_a_commit_loses_nothing(
         assert await agent.fetch(kept.output_id) == kept.encoded
         if point == "in-history":
             assert await agent.fetch(answer.output_id) == answer.encoded
+        await settled(agent.store)
+        assert agent.status()["waiting"] == 0
     report = audit(folder)
     assert not report.gaps
     assert report.size == 5

@@ -507,3 +507,20 @@ async def test_the_published_log_is_served_read_only() -> None:
 def test_an_upstream_that_is_no_http_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="http or https"):
         Proxy(MemoryAttester(), ProxyConfig(url))
+
+
+async def test_every_error_of_the_proxys_own_says_that_it_is_not_attested() -> None:
+    async with (
+        Proxy(MemoryAttester(), ProxyConfig("http://127.0.0.1:9")) as proxy,
+        aiohttp.ClientSession() as client,
+    ):
+        url = f"http://127.0.0.1:{await proxy.listen('127.0.0.1', 0)}"
+        for method, path, status in (
+            ("GET", "/v1/models", 502),
+            ("POST", CHAT, 502),
+            ("GET", "/quotary/nothing", 404),
+            ("GET", "/quotary/v1/attestations/none", 400),
+        ):
+            async with client.request(method, url + path) as answer:
+                assert answer.status == status
+                assert answer.headers.getall("Quotary-Attested") == ["no"]

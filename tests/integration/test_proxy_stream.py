@@ -326,6 +326,26 @@ async def test_an_http_1_0_client_gets_the_same_body() -> None:
         assert strip(body)[0] == BODY + DONE
 
 
+async def test_an_http_1_0_client_sees_that_an_answer_was_cut_off() -> None:
+    """There the end of the connection is the end of the answer, unless it is a reset."""
+
+    async def script(call: Call) -> None:
+        await call.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await call.chunk(b"hello")
+        await call.end()
+
+    attester = MemoryAttester()
+    attester.gate.clear()
+    async with running(script, attester) as setup:
+        request = b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(REQUEST), REQUEST)
+        answer = asyncio.create_task(setup.raw(request))
+        await attester.until_submitted(1)
+        attester.failure = GONE
+        attester.gate.set()
+        with pytest.raises(ConnectionResetError):
+            await answer
+
+
 async def test_nothing_of_requests_and_outputs_reaches_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
 

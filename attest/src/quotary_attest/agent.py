@@ -111,13 +111,14 @@ class Agent:
     ) -> None:
         """Describe an agent for the origin in `folder`; `open` starts it.
 
-        `tpm` is a TSS string, used where no open `root` is given; the agent closes either. `resume` is the operator's
-        word that a chain PCR which somebody else extended is no reason to stop.
+        `tpm` is a TSS string, used where no open `root` is given; the agent closes either. `resume` is the
+        operator's word that a chain PCR which somebody else extended is no reason to stop.
         """
         self._folder, self._tpm, self._root = folder, tpm, root
         self._workload, self._resume = workload or Workload(), resume
         self._world, self._max_queue = world or World(), max_queue
         self._parts: tuple[Host, Engine, Stored] | None = None
+        self._closed = False
 
     @classmethod
     async def start(
@@ -144,6 +145,8 @@ class Agent:
             RootError: the root failed.
             StoreError: the disk failed, or the log is damaged.
         """
+        if self._closed:
+            raise Unavailable("the agent was closed", hint="make a new one")
         if self._parts is not None:
             return
         host = await self._open_host()
@@ -199,9 +202,14 @@ class Agent:
         await self.close()
 
     async def close(self) -> None:
-        """Commit what is queued, then stop and let go of root and folder."""
-        await self._engine.close()
-        await self._host.close()
+        """Commit what is queued, then stop and let go of root and folder. Twice is fine, and so is never opened."""
+        parts, closed, self._closed = self._parts, self._closed, True
+        if parts is None or closed:
+            return
+        try:
+            await parts[1].close()
+        finally:
+            await parts[0].close()
 
     @property
     def origin(self) -> str:
@@ -235,16 +243,20 @@ class Agent:
         """Return a new output id, 24 bytes: a UUIDv7 and 64 random bits."""
         return make_output_id(self._host.world.now(), self._host.world.random)
 
-    async def submit(self, output: NewOutput) -> Delivered:
-        """Attest an output; returns when its commit is on disk.
+    def enqueue(self, output: NewOutput) -> asyncio.Future[Delivered]:
+        """Hand an output in; the future is done when its commit is on disk, or fails with Unavailable.
 
         Raises:
-            Unavailable: nothing can be attested now, or the commit failed.
+            Unavailable: nothing can be attested now.
             Busy: the queue is full.
             NotServed: the output names a model that is not measured.
             ValueError: its id is on its way already, or a field has a length that no verifier accepts.
         """
-        return await self._engine.put(output).future
+        return self._engine.put(output).future
+
+    async def submit(self, output: NewOutput) -> Delivered:
+        """Attest an output; returns when its commit is on disk. Raises as `enqueue` and its future."""
+        return await self.enqueue(output)
 
     async def attest(
         self,
@@ -343,6 +355,7 @@ class Agent:
         message, hint = engine.reason or ("", "")
         return {
             "origin": host.origin,
+            "tpm": "software TPM" if host.software_tpm else "TPM",
             "state": engine.state,
             "reason": message,
             "hint": hint,

@@ -39,6 +39,18 @@ Random = Callable[[int], bytes]
 DetailValue = str | int | bool | bytes
 
 AGENT_NAME: Final = "quotary-attest"
+MAX_NAME: Final = 500
+"""Bytes of a name: an event has room for 512, and what is said of an engine's arguments adds a word."""
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that would make every record and workload log that carries it unreadable. Raises ValueError."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError("a name in the workload log is not utf-8 text") from None
+    if not 0 < size <= MAX_NAME:
+        raise ValueError(f"a name in the workload log has 1 to {MAX_NAME} bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,10 @@ class ServedModel:
     link: Link = Link.CONFIGURED
     details: Mapping[str, DetailValue] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a name that no verifier would read."""
+        check_name(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -60,6 +76,10 @@ class Engine:
     arguments: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
     details: Mapping[str, DetailValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a name that no verifier would read."""
+        check_name(self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,12 +76,13 @@ def sign(
     request: dict[str, Any] = {"items": [{"digests": {"body": _digest(file)}} for file in files]}
     if nonce is not None:
         request["nonce"] = nonce
-    answer = _call(_socket(state, path), "POST", "/v1/attest", request)
+    agent = _socket(state, path)
+    answer = _call(agent, "POST", "/v1/attest", request)
     results = []
-    for file, item in zip(files, answer["outputs"], strict=True):
+    for file, (output_id, attestation) in zip(files, _outputs(agent, answer, len(files)), strict=True):
         target = (file.parent if out is None else out) / f"{file.name}.attestation"
-        write_file(target, base64.b64decode(item["attestation"]))
-        results.append({"file": str(file), "output_id": item["output_id"], "attestation": str(target)})
+        write_file(target, attestation)
+        results.append({"file": str(file), "output_id": output_id, "attestation": str(target)})
     if as_json:
         print_json({"schema": SIGN_SCHEMA, "outputs": results})
         return
@@ -110,11 +111,32 @@ def quote(state: Path | None, path: Path | None, nonce: str, out: Path) -> None:
 @json_option
 def status(state: Path | None, path: Path | None, as_json: bool) -> None:
     """Show how the running agent is: origin, state, log size, boot, models, certificates."""
-    answer = _call(_socket(state, path), "GET", "/v1/status", None)
+    agent = _socket(state, path)
+    answer = _call(agent, "GET", "/v1/status", None)
+    if "origin" not in answer:
+        raise _stranger(agent)
     if as_json:
         print_json({"schema": STATUS_SCHEMA, **answer})
         return
     show({key: _text(value) for key, value in answer.items() if value not in ("", [])}, as_json=False)
+
+
+def _outputs(path: Path, answer: dict[str, Any], count: int) -> list[tuple[str, bytes]]:
+    """Return output id and attestation of each file, from an answer of the form that the agent's have."""
+    try:
+        found = [
+            (str(item["output_id"]), base64.b64decode(item["attestation"], validate=True))
+            for item in answer["outputs"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise _stranger(path) from None
+    if len(found) != count:
+        raise _stranger(path)
+    return found
+
+
+def _stranger(path: Path) -> Failure:
+    return Failure(f"what answers at {path} is not the agent", code=ExitCode.FAILURE)
 
 
 def _text(value: Any) -> str:
@@ -169,10 +191,10 @@ def _request(path: Path, method: str, target: str, body: dict[str, Any] | None) 
 def _json(path: Path, data: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise Failure(f"what answers at {path} is not the agent", code=ExitCode.FAILURE)
+        raise _stranger(path)
     return answer
 
 

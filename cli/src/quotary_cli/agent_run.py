@@ -126,10 +126,34 @@ def run(
         endorsement_auth_file,
         resume,
     )
+    _check_doors(upstream, listen)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     with host_failures(), reach_tpm(state, tpm, emulator=emulator) as tcti:
         workload = _measure(options)
         asyncio.run(_serve(options, tcti, workload))
+
+
+def _check_doors(upstream: str | None, listen: str | None) -> None:
+    """Refuse addresses that cannot be used before anything is measured, counted or committed."""
+    if upstream is None or listen is None:
+        return
+    _address(listen)
+    with host_failures():
+        from quotary_attest.serving.upstream import Upstream
+
+        try:
+            Upstream(upstream)
+        except ValueError as error:
+            raise Failure(f"--upstream: {str(error).lower()}", code=ExitCode.USAGE) from None
+
+
+def _check_name(option: str, name: str) -> None:
+    from quotary_attest.workload import check_name
+
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise Failure(f"{option}: {error}", code=ExitCode.USAGE) from None
 
 
 def _measure(options: Options) -> Workload:
@@ -142,11 +166,14 @@ def _measure(options: Options) -> Workload:
         path = Path(file)
         if not path.is_file():
             raise Failure(f"--model {text}: no such file", code=ExitCode.USAGE)
-        shards.setdefault(name or path.stem, []).append(path)
+        name = name or path.stem
+        _check_name(f"--model {text[:80]}", name)
+        shards.setdefault(name, []).append(path)
     files = [ModelFile(name, tuple(paths)) for name, paths in shards.items()]
     total = sum(path.stat().st_size for paths in shards.values() for path in paths)
     engine = None
     if options.engine is not None:
+        _check_name("--engine", options.engine.name)
         measured = measure_file(options.engine)
         engine = Engine(options.engine.name, measured.digest, options.arguments)
     if not files:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,12 @@ _LONGEST_DAYS = 36_500
 passphrase_option = click.option(
     "--passphrase-file", type=FILE, help="File whose first line is the passphrase of the CA's key."
 )
+
+
+def _finite(hours: float) -> float:
+    if math.isnan(hours):  # which is in every range, as it is above and below nothing
+        raise click.BadParameter("not a number of hours")
+    return hours
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,6 +94,7 @@ def init(folder: Path, name: str, days: int, passphrase_file: Path | None, as_js
 @click.option(
     "--hours",
     type=click.FloatRange(0, 8760, min_open=True),
+    callback=lambda _context, _option, value: _finite(value),
     default=24.0,
     show_default=True,
     help="Life of the challenge.",

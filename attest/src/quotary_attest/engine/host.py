@@ -29,6 +29,10 @@ def _nothing(_name: str) -> None:
     """The crash point of every agent that is not under test."""
 
 
+def _drained() -> None:
+    """The job after which a thread has done all jobs before it."""
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """Time, chance and crash points, injected by tests.
@@ -122,6 +126,7 @@ class Host:
     async def close(self) -> None:
         """Close root, log and folder, in that order; what is applied is synced first."""
         await self.root.close()
+        await self.files.run(_drained)  # a cancelled commit may still be writing what is closed next
         try:
             await self.background.run(self.store.close)
         finally:

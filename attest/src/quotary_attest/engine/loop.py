@@ -19,11 +19,11 @@ from typing import Final, TypeVar
 from quotary_attest.engine.assemble import Sealed, Template, WorkloadView
 from quotary_attest.engine.commit import Committer
 from quotary_attest.engine.epochs import Epochs
-from quotary_attest.engine.errors import AgentError, Busy, NotServed, StartRefused, Unavailable
+from quotary_attest.engine.errors import AgentError, Busy, StartRefused, Unavailable
 from quotary_attest.engine.host import Host
 from quotary_attest.engine.outputs import Delivered, Leaves, NewOutput, Pending
 from quotary_attest.engine.start import Starter, refused
-from quotary_attest.engine.waiting import Waiting
+from quotary_attest.engine.waiting import Waiting, settle
 from quotary_attest.log.errors import DamagedError, StorageFailed, StoreError
 from quotary_attest.roots import ForeignExtend, PlatformReset, Quote, RootError, RootGone
 from quotary_attest.workload import Workload
@@ -112,6 +112,13 @@ class Engine:
             ValueError: an output of this id is on its way already, or a field has a length that no verifier
                 accepts.
         """
+        try:
+            return self._take(output)
+        except Exception:
+            self.waiting.abandon(output.output_id)  # else who asks for it would wait for ever
+            raise
+
+    def _take(self, output: NewOutput) -> Pending:
         if self.reason is not None:
             raise Unavailable(self.reason[0], hint=self.reason[1])
         if len(self._queue) >= self._max_queue:
@@ -194,7 +201,7 @@ class Engine:
             await self._wake.wait()
         if self._jobs:
             job, future = self._jobs.popleft()
-            await _settle(job, future)
+            await settle(job, future)
         if self._queue:
             wait = self._begun_at + self.interval - self.host.world.monotonic()
             if wait > 0:
@@ -239,7 +246,7 @@ class Engine:
             if pending.generation != generation:
                 try:
                     pending.encode(self.epochs.current, generation, self.host.world.random(SALT_BYTES))
-                except (NotServed, ValueError) as error:
+                except Exception as error:  # one output that cannot be recorded must not cost the others
                     self.waiting.fail(pending, error)
                     continue
             ready.append(pending)
@@ -276,12 +283,15 @@ class Engine:
         return bool(self.committer.unapplied or self.host.store.unsynced)
 
     async def _tidy_up(self) -> None:
-        while self.committer.unapplied:
-            done = await self.committer.apply_next()
-            self.waiting.forget(done.output_ids)
+        await self._apply()
         idle = not (self._queue or self._flying)
         if idle or self.host.store.unsynced >= _SYNC_LEAVES:
             await self.committer.sync()
+
+    async def _apply(self) -> None:
+        while self.committer.unapplied:
+            done = await self.committer.apply_next()
+            self.waiting.forget(done.output_ids)
 
     async def _epoch(self, workload: Workload) -> None:
         """Hold staging, commit what is queued, and extend the new epoch."""
@@ -333,7 +343,7 @@ class Engine:
         await self._quiet()
         if isinstance(error, StoreError):
             await host.files.run(host.state.probe)
-        await self.committer.apply()
+        await self._apply()
         platform = await (host.root.reconnect() if isinstance(error, RootGone) else host.root.platform())
         await self._starter.take_up(platform)
 
@@ -367,22 +377,6 @@ class Engine:
             _, future = self._jobs.popleft()
             if not future.done():
                 future.set_exception(Unavailable(message, hint=hint))
-
-
-async def _settle(job: Callable[[], Awaitable[None]], future: asyncio.Future[None]) -> None:
-    """Run a job and hand its outcome to its caller; a failure of root or disk is the engine's business too."""
-    try:
-        await job()
-    except (RootError, StoreError, StartRefused) as error:
-        if not future.done():
-            future.set_exception(Unavailable(str(error), hint=error.hint))
-        raise
-    except Exception as error:
-        if not future.done():
-            future.set_exception(error)
-        return
-    if not future.done():
-        future.set_result(None)
 
 
 _START_ATTEMPTS: Final = 3

@@ -33,6 +33,7 @@ Random = Callable[[int], bytes]
 
 _DIGEST_BYTES: Final = 32
 _CONTEXT_TYPES: Final = (str, int, bool, bytes)
+_INTEGERS: Final = 1 << 64
 _POOL: Final = 16 * 1024
 _VERSION_7: Final = 0x70
 _VARIANT: Final = 0x80
@@ -184,6 +185,8 @@ def _check_context(context: Mapping[str, ContextValue]) -> None:
             raise ValueError(
                 f"a context value is a number, a boolean, or at most {MAX_TEXT} of text or bytes"
             )
+        if kind is int and not -_INTEGERS <= item < _INTEGERS:  # type: ignore[operator]
+            raise ValueError("a context number has at most 64 bits")
 
 
 class Leaves:

@@ -7,10 +7,12 @@ An id is known from the moment it is reserved or handed in until its record can 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from quotary_attest.engine.errors import UnknownOutput
+from quotary_attest.engine.errors import StartRefused, Unavailable, UnknownOutput
 from quotary_attest.engine.outputs import Delivered, Pending
+from quotary_attest.log.errors import StoreError
+from quotary_attest.roots import RootError
 
 
 class Waiting:
@@ -89,3 +91,19 @@ class Waiting:
         for asker in self._askers.pop(output_id, ()):
             if not asker.done():
                 asker.set_exception(error)
+
+
+async def settle(job: Callable[[], Awaitable[None]], future: asyncio.Future[None]) -> None:
+    """Run a job and hand its outcome to its caller; a failure of root or disk is the engine's business too."""
+    try:
+        await job()
+    except (RootError, StoreError, StartRefused) as error:
+        if not future.done():
+            future.set_exception(Unavailable(str(error), hint=error.hint))
+        raise
+    except Exception as error:
+        if not future.done():
+            future.set_exception(error)
+        return
+    if not future.done():
+        future.set_result(None)

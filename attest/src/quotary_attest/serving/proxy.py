@@ -17,7 +17,15 @@ import aiohttp
 from aiohttp import web
 
 from quotary_attest.serving.attester import Attester
-from quotary_attest.serving.errors import Refusal, answer, http_logger, logger, refusal_of, typed_errors
+from quotary_attest.serving.errors import (
+    Handler,
+    Refusal,
+    answer,
+    http_logger,
+    logger,
+    refusal_of,
+    typed_errors,
+)
 from quotary_attest.serving.headers import (
     ATTESTED,
     OUTPUT,
@@ -66,7 +74,9 @@ class Proxy:
         self._config = config
         self._recorder = Recorder(attester)
         self._upstream = Upstream(config.upstream, connect_timeout=config.connect_timeout)
-        app = web.Application(middlewares=[typed_errors], client_max_size=config.max_request)
+        app = web.Application(
+            middlewares=[_own_errors_marked, typed_errors], client_max_size=config.max_request
+        )
         app.router.add_post(CHAT_PATH, self._attested)
         app.router.add_post(COMPLETIONS_PATH, self._attested)
         app.router.add_get(
@@ -172,6 +182,15 @@ def _is_held(upstream: aiohttp.ClientResponse, limit: int) -> bool:
         return False
     length = upstream.content_length
     return length <= limit if length is not None else is_json(upstream)
+
+
+@web.middleware
+async def _own_errors_marked(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Say of every error of the proxy's own that it is not attested."""
+    response = await handler(request)
+    if response.status >= 400 and not response.prepared and OUTPUT not in response.headers:
+        response.headers[ATTESTED] = "no"
+    return response
 
 
 async def _nothing_here(_: web.Request) -> web.StreamResponse:

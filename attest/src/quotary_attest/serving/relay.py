@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
+import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import Any, Final, TypeVar
 
 import aiohttp
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
 from quotary_attest.engine.errors import AgentError, Unavailable
@@ -36,6 +38,7 @@ READ_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
 _T = TypeVar("_T")
 _NOT_ATTESTED: Final = (AgentError, RootError, ValueError)
 _LONG_BODY: Final = 256 * 1024
+_RESET: Final = struct.pack("ii", 1, 0)  # linger for no time: closing sends a reset (socket(7))
 
 
 class _Ending(Enum):
@@ -47,9 +50,17 @@ class _Ending(Enum):
 
 
 def hang_up(request: web.BaseRequest) -> None:
-    """End the connection but not the answer, after what was written has gone out: the client sees it cut off."""
-    if request.transport is not None:
-        request.transport.close()
+    """End the connection but not the answer, after what was written has gone out: the client sees it cut off.
+
+    In HTTP/1.0 an answer may end with its connection, so there only a reset tells the two apart.
+    """
+    transport = request.transport
+    if transport is None:
+        return
+    connection = transport.get_extra_info("socket")
+    if request.version < HttpVersion11 and connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.close()
 
 
 class StreamRelay:

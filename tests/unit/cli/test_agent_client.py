@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that speak to a running agent, where something else answers; and command lines that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from quotary_cli.main import run
+
+STRANGE = [
+    b"",
+    b"no json",
+    b"[]",
+    b"{}",
+    b"[" * 100_000,
+    b'{"outputs": 1}',
+    b'{"outputs": []}',
+    b'{"outputs": [1]}',
+    b'{"outputs": [{}]}',
+    b'{"outputs": [{"output_id": 1, "attestation": "zz!"}]}',
+    b'{"outputs": [{"output_id": [1], "attestation": 3}]}',
+]
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[Path]:
+    """Something that listens on a Unix socket and answers one request with `body`."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = Path(folder) / "socket"
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+        thread = Thread(target=serve)
+        thread.start()
+        yield path
+        thread.join()
+
+
+@pytest.mark.parametrize("body", STRANGE, ids=lambda body: body[:40].decode())
+def test_what_answers_like_no_agent_ends_with_four_and_writes_nothing(
+    body: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    for command in (["sign", str(file)], ["status"]):
+        with answering(body) as path:
+            assert run(["agent", *command, "--socket", str(path), "--json"]) == 4
+        assert "is not the agent" in json.loads(capsys.readouterr().out)["error"]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--upstream", "ftp://x", "--listen", "127.0.0.1:0"], "--upstream: "),
+        (["--upstream", "http://a:99999", "--listen", "127.0.0.1:0"], "--upstream: "),
+        (["--upstream", "http://a", "--listen", "nowhere"], "not HOST:PORT"),
+        (["--upstream", "http://a"], "belong together"),
+        (["--model", "no such file"], "no such file"),
+        (["--model", "\udcff=FILE"], "is not utf-8"),
+        (["--model", "a" * 501 + "=FILE"], "1 to 500 bytes"),
+        (["--", "argument"], "need --engine"),
+    ],
+)
+def test_a_command_line_that_cannot_be_used_is_refused_before_the_agent_starts(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"x")
+    given = [argument.replace("FILE", str(file)) for argument in arguments]
+    assert run(["agent", "run", "--state", str(tmp_path), *given]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_life_of_a_challenge_that_is_no_number_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    command = [
+        "ca",
+        "challenge",
+        str(tmp_path),
+        str(file),
+        "--ek-roots",
+        str(file),
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    assert run([*command, "--hours", "nan"]) == 2
+    assert "--hours" in capsys.readouterr().err
