@@ -27,7 +27,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-import programs  # noqa: E402 - the path comes first
+import attesting  # noqa: E402 - the path comes first
+import growing  # noqa: E402
+import programs  # noqa: E402
 import verifying  # noqa: E402
 from figures import ROUNDS, Bar, Measured, NotMeasured, as_json, not_measured, progress  # noqa: E402
 from sample import Sample, make_sample  # noqa: E402
@@ -46,6 +48,26 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.rounds = QUICK_ROUNDS if self.quick else ROUNDS
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of load in a round."""
+        return 1.0 if self.quick else 4.0
+
+    @property
+    def large(self) -> int:
+        """Leaves of a large log."""
+        return 200_000 if self.quick else growing.LARGE
+
+    def subfolder(self) -> Path:
+        """A new, empty folder."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+    @cached_property
+    def long_run(self) -> dict[str, Measured]:
+        """What a long run of one agent shows."""
+        first, last = (20_000, 60_000) if self.quick else (1_000_000, 3_000_000)
+        return growing.memory_and_size(self.subfolder(), first=first, last=last)
 
     @cached_property
     def sample(self) -> Sample:
@@ -69,6 +91,26 @@ FIGURES: dict[str, tuple[Bar, Callable[[Bench], Measured]]] = {
     "cold_verify_ratio": (
         Bar(1.5, at_least=False),
         lambda bench: programs.cold(bench.sample, bench.folder, bench.rounds),
+    ),
+    "commit_ratio": (
+        Bar(2000, at_least=True),
+        lambda bench: attesting.throughput(bench.subfolder(), bench.rounds, bench.seconds),
+    ),
+    "commit_latency_ratio": (
+        Bar(2.2, at_least=False),
+        lambda bench: attesting.latency(bench.subfolder(), bench.rounds, bench.seconds),
+    ),
+    "append_flatness": (
+        Bar(1.3, at_least=False),
+        lambda bench: growing.flatness(bench.subfolder(), bench.rounds, large=bench.large),
+    ),
+    "agent_bytes_per_output": (
+        Bar(1, at_least=False),
+        lambda bench: bench.long_run["agent_bytes_per_output"],
+    ),
+    "attestation_bytes": (
+        Bar(3072, at_least=False),
+        lambda bench: bench.long_run["attestation_bytes"],
     ),
 }
 
