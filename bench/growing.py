@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 
-from attesting import IN_FLIGHT, MODEL, Running, make_state, simulated_dtpm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from figures import Measured, NotMeasured, progress
-from prefill import prefill
 
+from attesting import IN_FLIGHT, MODEL, Running, make_state, simulated_dtpm, tune
+from figures import Measured, NotMeasured, progress
+from prefill import one_batch, prefill, unsigned_commit
 from quotary_attest.agent import Agent
 from quotary_attest.enrol.issuance import Issuer, TpmModel, make_ak_certificate, make_root
 from quotary_attest.log.store import Store
@@ -28,12 +26,14 @@ from quotary_attest.workload import Engine, ServedModel, Workload
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.tpm_public import parse_public
 
+ORIGIN = "bench.example/" + "a" * 32
 SMALL, LARGE, OUTPUTS = 10_000, 10_000_000, 1_000
 FILLED_PCRS = range(8)
 _COMMITS = 5
 _GIB = 1 << 30
+_PATH = 20 * 32
 WORKLOAD = Workload(
-    (MODEL, ServedModel("qwen", bytes(range(2, 34))), ServedModel("bge", bytes(range(3, 35)))),
+    (MODEL, ServedModel("qwen", bytes(range(2, 34)))),
     Engine("vllm", bytes(range(1, 33)), ("--port", "8000"), ("CUDA_VISIBLE_DEVICES=0",)),
 )
 """Seven events an epoch with the separator and the agent's own."""
@@ -47,7 +47,7 @@ def flatness(folder: Path, rounds: int, *, large: int = LARGE) -> Measured:
     stores = []
     for leaves in (SMALL, large):
         store = Store.open(folder / f"log-{leaves}")
-        prefill(store, leaves, origin="bench.example/" + "a" * 32)
+        prefill(store, leaves, origin=ORIGIN)
         stores.append(store)
         progress(f"append_flatness: a log of {leaves} leaves after {time.monotonic() - begun:.0f} s")
     ratios = []
@@ -58,34 +58,16 @@ def flatness(folder: Path, rounds: int, *, large: int = LARGE) -> Measured:
         store.close()
     return Measured(
         ratios,
-        f"stage, commit, apply and sync of {OUTPUTS} outputs (records, index, tiles, fsync), median of {_COMMITS} by turns,"
-        f" at {large} leaves over {SMALL}",
+        f"stage, commit, apply and sync of {OUTPUTS} outputs (records, index, tiles, fsync), median of {_COMMITS},"
+        f" by turns at {large} leaves and at {SMALL}",
     )
 
 
 def _commit(store: Store) -> float:
-    """Seconds of one whole commit of 1,000 outputs, journal and fsync included."""
-    return prefill_one(store)
-
-
-def prefill_one(store: Store) -> float:
-    """Write one batch as the engine does, journal first, and return the seconds that it took."""
-    from prefill import _Template, _unsigned
-
-    from quotary_attest.log.journal import StagedBatch
-    from quotary_attest.log.tree import entry_hashes
-    from quotary_verifier.tlog.checkpoint import Checkpoint
-
-    columns = _Template.make().columns(store.size, OUTPUTS)
-    begun = time.perf_counter()
-    bare = StagedBatch(store.size, store.size, b"", bytes(32), bytes(32), *columns)
-    entries = bare.entries()
-    growth = store.edge.extended(entry_hashes(entries))
-    growth.paths()
-    text = Checkpoint("bench.example/" + "a" * 32, growth.size, growth.root).text
-    staged = StagedBatch(bare.start, bare.first, text, bytes(32), hashlib.sha256(text).digest(), *columns)
+    """Write one batch of 1,000 outputs as the engine does, journal first, and return the seconds that it took."""
+    begun, staged, growth, entries = one_batch(store, OUTPUTS, origin=ORIGIN)
     store.stage(staged)
-    store.commit(_unsigned(staged, growth), staged, growth)
+    store.commit(unsigned_commit(staged), staged, growth)
     store.apply(staged, growth, entries)
     store.sync()
     return time.perf_counter() - begun
@@ -93,7 +75,7 @@ def prefill_one(store: Store) -> float:
 
 def memory_and_size(folder: Path, *, first: int = 1_000_000, last: int = 3_000_000) -> dict[str, Measured]:
     """agent_bytes_per_output and attestation_bytes, from one long run of a real agent on a fast software TPM."""
-    sys.setswitchinterval(0.0005)
+    tune()
     with simulated_dtpm(folder, slow=False) as tcti:
         return asyncio.run(_memory_and_size(folder, tcti, first, last))
 
@@ -125,10 +107,11 @@ async def _memory_and_size(folder: Path, tcti: str, first: int, last: int) -> di
             f" {last} outputs, callers included; software TPM without added delay",
         ),
         "attestation_bytes": Measured(
-            [float(size)],
-            f"a real attestation at {first} leaves: path of {len(shown.path) // 32}, {len(support.pcrs)} PCR values given"
-            f" beside chain and workload PCR, one AK certificate of {len(support.certificates[0])} bytes,"
-            f" {len(support.workload_log)} events of which {full} in full, nonce of 16 bytes and request key",
+            [float(size + _PATH - len(shown.path))],
+            f"a real attestation of {size} bytes at {first} leaves, whose path of {len(shown.path) // 32} hashes is"
+            f" counted as one of {_PATH // 32}, as most leaves of such a tree have; {len(support.pcrs)} PCR values"
+            f" given beside chain and workload PCR, an AK certificate of {len(support.certificates[0])} bytes,"
+            f" {len(support.workload_log)} events of which {full} in full, nonce of 32 bytes and request key",
         ),
     }
 
@@ -166,8 +149,8 @@ async def _make(run: Running, target: int) -> None:
             await run.agent.submit(run.output())
 
     await asyncio.gather(*(caller() for _ in range(IN_FLIGHT // 4)))
-    while run.agent.store.unsynced or run.agent.store.applied < run.agent.store.size:
-        await asyncio.sleep(0.01)
+    while run.agent.store.unsynced or run.agent.store.applied < run.agent.store.size:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)  # an idle agent applies and syncs by itself
 
 
 def private_bytes() -> int:

@@ -33,7 +33,7 @@ def prefill(
 
     Without `make_commit` the notes carry one line of no key: enough for the log, not for a verifier.
     """
-    make_commit = make_commit or _unsigned
+    make_commit = make_commit or (lambda batch, _: unsigned_commit(batch))
     template = _Template.make()
     end = store.size + leaves
     while store.size < end:
@@ -50,7 +50,23 @@ def prefill(
     store.sync()
 
 
-def _unsigned(batch: StagedBatch, _growth: Growth) -> Commit:
+def one_batch(store: Store, count: int, *, origin: str) -> tuple[float, StagedBatch, Growth, list[bytes]]:
+    """Return when its making began (perf_counter), the next batch of `count` leaves, its growth and its entries.
+
+    Making the records does not count, and hashing, tree, paths and note do: a batch is timed from there on.
+    """
+    columns = _Template.make().columns(store.size, count)
+    begun = time.perf_counter()
+    bare = StagedBatch(store.size, store.size, b"", bytes(32), bytes(32), *columns)
+    entries = bare.entries()
+    growth = store.edge.extended(entry_hashes(entries))
+    growth.paths()
+    text = Checkpoint(origin, growth.size, growth.root).text
+    return begun, StagedBatch(bare.start, bare.first, text, bytes(32), bytes(32), *columns), growth, entries
+
+
+def unsigned_commit(batch: StagedBatch) -> Commit:
+    """A commit whose note carries one line of no key."""
     origin = batch.note.split(b"\n", 1)[0].decode()
     line = SignatureLine(origin, bytes(4), bytes(64))
     return Commit(batch.first, Note(batch.note, (line,)).encode(), ())

@@ -76,6 +76,9 @@ class Engine:
         self._wake = asyncio.Event()
         self._begun_at = 0.0
         self._delivery: asyncio.Task[None] | None = None
+        # clear while a batch is on its way to disk, for which everything else can wait
+        self._staged = asyncio.Event()
+        self._staged.set()
         self._tidying: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -224,6 +227,7 @@ class Engine:
         parts: list[tuple[bytes, int | None, bytes]] = []
 
         async def prepare() -> None:
+            self._staged.set()
             make, start = self._template.parts, plan.batch.start
             paths = plan.growth.paths()
             for first in range(0, len(outputs), _SLICE):
@@ -232,7 +236,11 @@ class Engine:
                     key = pending.output.request_key
                     parts.append(make(pending.record, start + place, paths[place], pending.event, key))
 
-        made = await self.committer.make(plan, prepare)
+        self._staged.clear()
+        try:
+            made = await self.committer.make(plan, prepare)
+        finally:
+            self._staged.set()
         self._flying = []
         self._learn(made.seconds)
         self._delivery = asyncio.create_task(self._deliver(self._delivery, outputs, parts, made.sealed))
@@ -259,9 +267,13 @@ class Engine:
         parts: list[tuple[bytes, int | None, bytes]],
         sealed: Sealed,
     ) -> None:
-        """Answer the callers of one commit in slices, after those of the one before."""
+        """Answer the callers of one commit in slices, after those of the one before.
+
+        The next batch goes to disk first: that costs these callers a few milliseconds, and spares the next ones more.
+        """
         if previous is not None:
             await previous
+        await self._staged.wait()
         for first in range(0, len(outputs), _SLICE):
             for place, pending in enumerate(outputs[first : first + _SLICE], first):
                 self.waiting.deliver(pending, Delivered(pending.output.output_id, parts[place], sealed))
@@ -283,6 +295,7 @@ class Engine:
         return bool(self.committer.unapplied or self.host.store.unsynced)
 
     async def _tidy_up(self) -> None:
+        await self._staged.wait()
         await self._apply()
         idle = not (self._queue or self._flying)
         if idle or self.host.store.unsynced >= _SYNC_LEAVES:
