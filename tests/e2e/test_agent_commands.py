@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +92,16 @@ def test_a_fresh_quote_over_a_nonce_verifies(state: Path, tmp_path: Path) -> Non
         attest("agent", "quote", "--state", state, "--nonce", NONCE, "-o", tmp_path / "quote")
     (tmp_path / "policy.toml").write_text(POLICY.format(origin=ready["origin"]))
     attest("verify", "--fresh", tmp_path / "quote", "-p", tmp_path / "policy.toml", "--nonce", NONCE)
-    attest("verify", "--fresh", tmp_path / "quote", "-p", tmp_path / "policy.toml", "--nonce", NONCE[::-1], code=1)
+    attest(
+        "verify",
+        "--fresh",
+        tmp_path / "quote",
+        "-p",
+        tmp_path / "policy.toml",
+        "--nonce",
+        NONCE[::-1],
+        code=1,
+    )
 
 
 def test_what_is_measured_stands_in_the_attestation(state: Path, tmp_path: Path) -> None:
@@ -177,3 +187,25 @@ def test_the_agent_stops_soon_when_it_is_told_to(state: Path) -> None:
     with running(state):
         start = time.monotonic()
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_who_is_allowed_gets_in_and_no_other(state: Path) -> None:
+    """In a folder that everybody may enter: the state folder is for the agent alone."""
+    program = (
+        "import os, socket, sys; uid = int(sys.argv[2]); os.setgroups([]); os.setgid(uid); os.setuid(uid)\n"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+        "s.sendall(b'GET /v1/status HTTP/1.0\\r\\n\\r\\n'); print(s.recv(12).decode())\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "agent.sock"
+        with running(state, "--socket", path, "--allow-uid", "65534"):
+            for uid, answer in ((65534, "HTTP/1.0 200"), (65533, "HTTP/1.0 403")):
+                done = subprocess.run(
+                    ["python3", "-I", "-c", program, str(path), str(uid)],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert done.stdout.strip() == answer, done.stderr

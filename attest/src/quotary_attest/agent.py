@@ -33,7 +33,7 @@ from quotary_attest.engine.errors import (
     Unavailable,
     UnknownOutput,
 )
-from quotary_attest.engine.host import CRASH_POINTS, Host, World
+from quotary_attest.engine.host import CRASH_POINTS, Host, World, check_root
 from quotary_attest.engine.loop import MAX_QUEUE, Engine
 from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
 from quotary_attest.engine.stored import Stored
@@ -42,7 +42,6 @@ from quotary_attest.log.store import Store
 from quotary_attest.roots import Root
 from quotary_attest.state import (
     HostIdentity,
-    StateError,
     StateFolder,
     create_state,
     make_state_folder,
@@ -378,14 +377,6 @@ async def _reach(identity: HostIdentity, tpm: str) -> Root:
     from quotary_attest.tpm.root import open_root
 
     return await open_root(identity.tpm, tpm)
-
-
-def check_root(identity: HostIdentity, root: Root) -> None:
-    """Raise StateError where the root was opened for other PCRs than the genesis record names."""
-    if (root.chain_pcr, root.workload_pcr) != (identity.tpm.chain_pcr, identity.tpm.workload_pcr):
-        raise StateError(
-            "the root was opened for another origin: its pcrs are not those of the genesis record"
-        )
 
 
 __all__ = [

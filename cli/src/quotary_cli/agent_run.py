@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -210,7 +209,6 @@ async def _serve(options: Options, tcti: str, workload: Workload) -> None:
     root = await open_root(read_identity(options.state).tpm, tcti, TpmOptions(authorizations=auths))
     agent = Agent(options.state, root=root, workload=workload, resume=options.resume)
     async with agent, AsyncExitStack() as stack:
-        _settle_memory()
         ready = await _open_doors(options, agent, stack)
         print(json.dumps(ready), flush=True)
         chores = [asyncio.create_task(_reload_on(hangup, agent))]
@@ -244,13 +242,6 @@ async def _expire(agent: Agent, days: int) -> None:
         except Exception as error:
             note(f"old records cannot be deleted now: {error}")
         await asyncio.sleep(_HOUR)
-
-
-def _settle_memory() -> None:
-    """Keep what start-up made out of the collector's way: its pauses stand in the 99th percentile (measured)."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 async def _open_doors(options: Options, agent: Agent, stack: AsyncExitStack) -> dict[str, object]:

@@ -43,6 +43,9 @@ def answering(body: bytes) -> Iterator[Path]:
             with connection:
                 connection.recv(65536)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):  # what is closed unread would reset the connection
+                    pass
 
         thread = Thread(target=serve)
         thread.start()
@@ -74,6 +77,7 @@ def test_what_answers_like_no_agent_ends_with_four_and_writes_nothing(
         (["--model", "\udcff=FILE"], "is not utf-8"),
         (["--model", "a" * 501 + "=FILE"], "1 to 500 bytes"),
         (["--", "argument"], "need --engine"),
+        (["--allow-uid", "65534"], "--allow-uid needs --socket"),
     ],
 )
 def test_a_command_line_that_cannot_be_used_is_refused_before_the_agent_starts(

@@ -153,3 +153,11 @@ def check_leaf(certificates: Sequence[bytes], spki: bytes) -> None:
             "the first installed certificate is not of this origin's attestation key",
             hint="install the certificates that the ca issued for this host: leaf first, root left out",
         )
+
+
+def check_root(identity: HostIdentity, root: Root) -> None:
+    """Raise StateError where the root was opened for other PCRs than the genesis record names."""
+    if (root.chain_pcr, root.workload_pcr) != (identity.tpm.chain_pcr, identity.tpm.workload_pcr):
+        raise StateError(
+            "the root was opened for another origin: its pcrs are not those of the genesis record"
+        )

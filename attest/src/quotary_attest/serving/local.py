@@ -69,6 +69,8 @@ class LocalConfig:
     allowed: Allowed = field(default_factory=lambda: Allowed(frozenset((os.geteuid(),))))
     group: int | None = None
     """The gid that shall own the socket; None leaves the agent's own."""
+    mode: int = 0o660
+    """Who gets as far as being asked who they are: 0666 where allowed users share no group with the agent."""
     max_request: int = 64 * 1024 * 1024
     """Bytes of a request to attest."""
     fetch_seconds: float = FETCH_SECONDS
@@ -92,7 +94,7 @@ class LocalInterface:
     async def __aenter__(self) -> LocalInterface:
         """Listen. Raises SocketInUse or OSError."""
         await self._runner.setup()
-        listener = listen_on(self._config.path, group=self._config.group)
+        listener = listen_on(self._config.path, mode=self._config.mode, group=self._config.group)
         await web.SockSite(self._runner, listener).start()
         return self
 
