@@ -54,8 +54,11 @@ class NotMeasured(Exception):  # noqa: N818 - an outcome, not a fault
 def as_json(bar: Bar, measured: Measured) -> dict[str, Any]:
     """Return a figure as it stands in the result; `spread` is the lowest and the highest round."""
     value = measured.value
+    shown = significant(value)
+    if bar.holds(shown) != bar.holds(value):
+        shown = value  # no rounding may lift a value over its bar
     return {
-        "value": significant(value),
+        "value": shown,
         "bar": str(bar),
         "holds": bar.holds(value),
         "spread": [significant(min(measured.values)), significant(max(measured.values))],

@@ -161,7 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--quick", action="store_true", help="three rounds and small logs: to try the programs, not to judge"
     )
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="quotary-bench-", dir=ROOT / ".cache") as folder:
+    cache = ROOT / ".cache"
+    cache.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="quotary-bench-", dir=cache) as folder:
         bench = Bench(options.quick, Path(folder))
         results = {name: measure(bench, name) for name in options.only or FIGURES}
     figures = {name: figure for name, (figure, _) in results.items()}
