@@ -8,6 +8,7 @@ an exception; there is no bool to misread.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.logs.workload import WorkloadLog
@@ -262,15 +263,16 @@ class VerifiedCommit:
             match = _match(question, policy, record)
             if question.request is not None:
                 check_request(record, parsed.request_key, question.request)
-            _check_nonces(question, policy, record)
+            nonces = _nonces(question, policy)
+            for nonce in nonces:
+                check_nonce(record, nonce)
             check_inclusion(_leaf(parsed.record), parsed.index, parsed.path, commit.checkpoint)
             check_range(parsed.index, commit.first, commit.checkpoint.size)
             model = check_model(policy, record, commit.platform.log)
-            given = bool(_nonces(question, policy))
-            check_freshness(policy, record, commit.witnessed, question.at, given)
+            check_freshness(policy, record, commit.witnessed, question.at, bool(nonces))
         except (MalformedError, EvidenceError, UnsupportedError):
             return verify(attestation, question, policy)
-        return make_verdict(lambda: self._report(question, parsed, record, match, model))
+        return make_verdict(partial(self._report, question, parsed, record, match, model))
 
     def _covers(self, parsed: Attestation, question: Question) -> bool:
         return (
