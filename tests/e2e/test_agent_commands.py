@@ -209,3 +209,22 @@ def test_a_user_who_is_allowed_gets_in_and_no_other(state: Path) -> None:
                     check=False,
                 )
                 assert done.stdout.strip() == answer, done.stderr
+
+
+def test_an_agent_that_is_told_to_stop_while_it_measures_leaves_no_emulator_behind(
+    state: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    weights.touch()
+    os.truncate(weights, 1 << 36)  # no bytes on disk, and a minute of hashing
+    command = [*ATTEST, "agent", "run", "--state", str(state), "--model", f"x={weights}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("measuring" in line for line in iter(process.stderr.readline, ""))
+        emulator = int((state.with_name("state.swtpm") / "swtpm.pid").read_text())
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert "interrupted" in errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(emulator, 0)
