@@ -30,7 +30,7 @@ from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.verdict import Outcome, Report, Verdict, in_order, make_verdict
 from quotary_verifier.recipe.witness import Witnessed
 from quotary_verifier.tlog.checkpoint import Checkpoint
-from quotary_verifier.wire.attestation import Attestation
+from quotary_verifier.wire.attestation import Attestation, KnownSupports
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import Output
 
@@ -242,7 +242,7 @@ class VerifiedCommit:
         self._commit = commit
         self._genesis = parsed.genesis
         self._note = parsed.note
-        self._supports = parsed.supports
+        self._supports = KnownSupports(parsed.supports)
         self._outcomes = [outcome for outcome in run.outcomes if outcome[0] not in _LEAF_STEPS]
         self._notices = list(run.notices)
         self._unknown = [text for text in run.not_understood if text.startswith(("genesis", "note"))]
@@ -256,7 +256,7 @@ class VerifiedCommit:
         """
         policy, commit = self._policy, self._commit
         try:
-            parsed = Attestation.decode(attestation)
+            parsed = Attestation.decode(attestation, self._supports)
             if not self._covers(parsed, question):
                 return verify(attestation, question, policy)
             record = Output.decode(parsed.record)
@@ -278,7 +278,7 @@ class VerifiedCommit:
         return (
             parsed.note == self._note
             and parsed.genesis == self._genesis
-            and parsed.supports == self._supports
+            and parsed.supports is self._supports.supports
             and not self._alone
             and not parsed.later
             and not parsed.boot_logs
