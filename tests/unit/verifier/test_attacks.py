@@ -373,7 +373,7 @@ def test_epochs_are_the_hosts_word_where_nothing_says_who_wrote_the_log() -> Non
     forge = Forge()
     attestation = forge.attestation()
     assert source(judge(forge, attestation), "workload_epoch") is ClaimSource.HOST
-    pinned = forge.policy(f'[platform.pcrs]\n0 = ["{forge.pcrs[0].hex()}"]\n')
+    pinned = forge.policy(f'[platform.pcrs]\n4 = ["{forge.pcrs[4].hex()}"]\n')
     assert source(judge(forge, attestation, pinned), "workload_epoch") is ClaimSource.MEASURED
 
 
@@ -384,7 +384,7 @@ def test_a_hidden_event_carries_no_model_but_the_hosts_word() -> None:
     assert record.model is not None
     cited = replace(record.model, name="GPT-9", event=0, event_digest=content_digest(forge.events()[0]))
     attestation = forge.attestation(record=replace(record, model=cited))
-    report = judge(forge, attestation, forge.policy(f'[platform.pcrs]\n0 = ["{forge.pcrs[0].hex()}"]\n'))
+    report = judge(forge, attestation, forge.policy(f'[platform.pcrs]\n4 = ["{forge.pcrs[4].hex()}"]\n'))
     assert source(report, "model") is ClaimSource.HOST
     assert source(report, "model_weights") is ClaimSource.HOST
     shown = replace(attestation.supports[0], workload_log=reveal(forge.events(), frozenset({0})))

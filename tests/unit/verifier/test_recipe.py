@@ -85,7 +85,7 @@ def test_equal_questions_give_equal_bytes() -> None:
 def test_a_model_is_measured_only_where_the_policy_pins_the_platform() -> None:
     forge = Forge()
     attestation = forge.attestation().encode()
-    pinned = forge.policy(f'[platform.pcrs]\n0 = ["{forge.pcrs[0].hex()}"]\n')
+    pinned = forge.policy(f'[platform.pcrs]\n4 = ["{forge.pcrs[4].hex()}"]\n')
     sources = []
     for policy in (forge.policy(), pinned):
         claims = outcome(attestation, Question(forge.body, at=NOW), policy).claims
@@ -93,11 +93,18 @@ def test_a_model_is_measured_only_where_the_policy_pins_the_platform() -> None:
     assert sources == [ClaimSource.HOST, ClaimSource.MEASURED]
 
 
+def test_a_pcr_that_leaves_kernel_and_programs_open_makes_no_model_measured() -> None:
+    forge = Forge()
+    policy = forge.policy(f'[platform.pcrs]\n0 = ["{forge.pcrs[0].hex()}"]\n')
+    report = outcome(forge.attestation().encode(), Question(forge.body, at=NOW), policy)
+    assert [claim.source for claim in report.claims if claim.name == "model"] == [ClaimSource.HOST]
+
+
 def test_a_configured_link_makes_the_model_the_hosts_word_always() -> None:
     from quotary_verifier.wire.records import Link
 
     forge = Forge(link=Link.CONFIGURED)
-    policy = forge.policy(f'[platform.pcrs]\n0 = ["{forge.pcrs[0].hex()}"]\n')
+    policy = forge.policy(f'[platform.pcrs]\n4 = ["{forge.pcrs[4].hex()}"]\n')
     report = outcome(forge.attestation().encode(), Question(forge.body, at=NOW), policy)
     assert [claim.source for claim in report.claims if claim.name == "model"] == [ClaimSource.HOST]
 

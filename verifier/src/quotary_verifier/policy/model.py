@@ -14,6 +14,8 @@ from quotary_verifier.tlog.note import VerifierKey
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import Link, State
 
+_WRITER_PCRS = frozenset({4, 8, 9, 10, 11})
+
 
 @frozen
 class Authority:
@@ -91,6 +93,14 @@ class Policy:
     states: frozenset[State] = frozenset({State.COMPLETE})
     freshness: Freshness = Freshness()
     witnesses: Witnesses = Witnesses()
+
+    @property
+    def pins_the_writer(self) -> bool:
+        """Whether the PCRs that the policy fixes say which kernel and programs wrote the workload log.
+
+        One of them must be of the loader and kernel (4, 8, 9, 11) or of IMA (10): the others leave both open.
+        """
+        return not _WRITER_PCRS.isdisjoint(self.pcrs)
 
     def __post_init__(self) -> None:
         if not self.authorities and not self.pins:

@@ -89,7 +89,7 @@ def _find(policy: Policy, claim: ModelClaim, log: WorkloadLog) -> ModelFinding:
         return ModelFinding(claim, ClaimSource.HOST, opaque=True)
     _fits(claim, logged)
     # A log that replays shows what its writer wrote; only pinned platform state says who the writer was.
-    measured = bool(policy.pcrs) and claim.link is not Link.CONFIGURED
+    measured = policy.pins_the_writer and claim.link is not Link.CONFIGURED
     return ModelFinding(claim, ClaimSource.MEASURED if measured else ClaimSource.HOST, opaque=False)
 
 

@@ -151,7 +151,7 @@ def judge_platform(
         run.do(Step.PLATFORM, _platform, run, policy, host.identity, pcrs)
     if pcrs is None or log is None or key is None or endorsement is None or software is None:
         return log, None
-    return log, PlatformFacts(quote.attest, pcrs, key, endorsement, software, log, bool(policy.pcrs))
+    return log, PlatformFacts(quote.attest, pcrs, key, endorsement, software, log, policy.pins_the_writer)
 
 
 def _chain(identity: TpmIdentity, quote: ReadQuote, digest: bytes, chain_value: bytes) -> dict[int, bytes]:
