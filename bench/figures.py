@@ -31,7 +31,7 @@ class Bar:
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:
-        return f"{'>=' if self.at_least else '<='} {self.limit:g}"
+        return f"{'>=' if self.at_least else '<='} {self.limit:.10g}"
 
 
 @dataclass(frozen=True)
