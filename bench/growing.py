@@ -102,7 +102,7 @@ async def _memory_and_size(folder: Path, tcti: str, first: int, last: int) -> di
     full = sum(len(item) > 32 for item in support.workload_log)
     return {
         "agent_bytes_per_output": Measured(
-            [max(0.0, slope)],
+            [slope],
             f"slope of Private_Clean + Private_Dirty of the agent's process over {len(points)} points from {first} to"
             f" {last} outputs, callers included; software TPM without added delay",
         ),
