@@ -12,6 +12,9 @@ from quotary_verifier.tlog.note import parse_note
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.records import Output
 
+_FIRST_LEAF = 8
+"""A hardware line's payload begins with the index of its commit's first leaf, in eight bytes."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -65,7 +68,7 @@ def forgeries(held: Evidence) -> Iterator[Forgery]:
         "a genuine quote of the same host, of another commit",
         Step.QUOTE_CHAIN,
         held.body,
-        _with_hardware_line_of(genuine, Attestation.decode(held.other_attestation)).encode(),
+        _with_quote_of(genuine, Attestation.decode(held.other_attestation)).encode(),
         held.policy,
     )
     asked = bytes(byte ^ 0xFF for byte in held.nonce).hex()
@@ -106,8 +109,10 @@ def _altered(body: bytes) -> bytes:
     return body + b" "
 
 
-def _with_hardware_line_of(genuine: Attestation, other: Attestation) -> Attestation:
-    """The note of one commit with the hardware line of another."""
+def _with_quote_of(genuine: Attestation, other: Attestation) -> Attestation:
+    """The note of one commit with the quote of another; the line's first leaf stays, so that the quote alone is false."""
     note = parse_note(genuine.note)
-    lines = (note.lines[0], parse_note(other.note).lines[1])
-    return replace(genuine, note=replace(note, lines=lines).encode())
+    line = note.lines[1]
+    evidence = parse_note(other.note).lines[1].payload[_FIRST_LEAF:]
+    swapped = replace(line, payload=line.payload[:_FIRST_LEAF] + evidence)
+    return replace(genuine, note=replace(note, lines=(note.lines[0], swapped)).encode())
