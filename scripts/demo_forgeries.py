@@ -110,7 +110,7 @@ def _altered(body: bytes) -> bytes:
 
 
 def _with_quote_of(genuine: Attestation, other: Attestation) -> Attestation:
-    """The note of one commit with the quote of another; the line's first leaf stays, so that the quote alone is false."""
+    """The note of one commit with the quote of another; the line's first leaf stays: the quote alone is false."""
     note = parse_note(genuine.note)
     line = note.lines[1]
     evidence = parse_note(other.note).lines[1].payload[_FIRST_LEAF:]
