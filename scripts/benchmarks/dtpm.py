@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A discrete TPM, simulated: a proxy in front of swtpm that makes its commands as slow as a chip's.
 
-    python bench/dtpm.py --listen S --swtpm S2
+    python scripts/benchmarks/dtpm.py --listen S --swtpm S2
 
 listens on the unix sockets `S` and `S.ctrl` (use it as `swtpm:path=S`) and speaks to the swtpm behind `S2`
 and `S2.ctrl`. Each TPM2_Quote takes 100 ms longer and each TPM2_PCR_Extend 12 ms longer, as on discrete TPMs

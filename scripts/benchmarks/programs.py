@@ -14,7 +14,7 @@ from figures import Measured, NotMeasured, by_turns, progress
 from quotary_verifier import verify
 from sample import NOW, Sample
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 BASE = "import cryptography.x509, cbor2, nacl.signing, click"
 PROCESSES = 6
 """Processes of either kind in a round."""

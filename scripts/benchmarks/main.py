@@ -24,7 +24,7 @@ from os import sched_getaffinity
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import attesting  # noqa: E402 - the path comes first

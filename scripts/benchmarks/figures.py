@@ -18,6 +18,9 @@ from typing import Any
 ROUNDS = 9
 """Rounds of every ratio; `--quick` takes three."""
 
+PAUSE = 0.4
+"""Seconds between two rounds: what disturbs the machine for a moment then disturbs few of them."""
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -90,7 +93,11 @@ def by_turns(
     try:
         for function in (first, second):
             function()
-        return [_round(first, second, slices) for _ in range(rounds)]
+        spent = []
+        for _ in range(rounds):
+            time.sleep(PAUSE)
+            spent.append(_round(first, second, slices))
+        return spent
     finally:
         gc.enable()
 
