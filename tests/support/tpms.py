@@ -6,8 +6,8 @@
 - a *machine*: where the TPM runs. `Machine` says what that must offer; `quotary_attest.tpm.emulator.Emulator`
   (a local swtpm process) offers it, and so does `container_tpm.ContainerMachine`. A *provider* makes machines
   out of a folder and the template state; the fixture `tpm_provider` chooses it by `--tpm-provider`.
-- a `Switchboard` (dtpm.py of the benchmarks), a unix socket that passes commands to the machine. It lets several clients
-  share the TPM as they share a device, counts commands, cuts the transport, and injects answers.
+- a `Switchboard` (the benchmarks' dtpm.py), a unix socket that passes commands to the machine. It lets several
+  clients share the TPM as they share a device, counts commands, cuts the transport, and injects answers.
 """
 
 from __future__ import annotations
