@@ -14,6 +14,7 @@ import pytest
 from agents import audit, judge, make_state, pcr_of, release, running, start
 from tpms import Tpm
 
+import dtpm
 from quotary_attest.agent import CRASH_POINTS
 from quotary_attest.log.store import Store
 from quotary_verifier.wire.attestation import Attestation
@@ -37,7 +38,7 @@ async def child(tpm: Tpm, folder: Path, point: str, *, skip: int, bodies: int = 
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(CHILD), tpm.tcti, str(folder), point, str(skip), str(bodies)),
         stdout=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": f"{CHILD.parent}:{CHILD.parent.parent.parent / 'bench'}", "TSS2_LOG": "all+none"},
+        env={"PYTHONPATH": f"{CHILD.parent}:{Path(dtpm.__file__).parent}", "TSS2_LOG": "all+none"},
     )
     out, _ = await process.communicate()
     release(tpm)
