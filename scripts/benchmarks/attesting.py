@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 
 from figures import Measured, progress
-from quotary_attest.agent import Agent, Delivered, NewOutput, init_state
+from quotary_attest.agent import Agent, Delivered, NewOutput
+from quotary_attest.origin import init_state
 from quotary_attest.state import read_identity
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.emulator import Emulator

@@ -67,7 +67,7 @@ class Bench:
     def long_run(self) -> dict[str, Measured]:
         """What a long run of one agent shows."""
         first, last = (20_000, 60_000) if self.quick else (1_000_000, 3_000_000)
-        return growing.memory_and_size(self.subfolder(), first=first, last=last)
+        return growing.long_run(self.subfolder(), first=first, last=last)
 
     @cached_property
     def sample(self) -> Sample:

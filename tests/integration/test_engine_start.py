@@ -12,9 +12,10 @@ import pytest
 from agents import HOST, audit, judge, make_state, pcr_of, release, running, settled, start
 from tpms import Tpm
 
-from quotary_attest.agent import StartRefused, UnknownOutput, World, init_state
+from quotary_attest.agent import StartRefused, UnknownOutput, World
 from quotary_attest.log.journal import StagedBatch
 from quotary_attest.log.store import Store
+from quotary_attest.origin import init_state
 from quotary_attest.state import HostIdentity, StateError, create_state, read_identity
 from quotary_attest.tpm.errors import TpmGone
 from quotary_attest.tpm.root import open_root

@@ -17,9 +17,10 @@ from pathlib import Path
 import rfc6962
 from tpms import Tpm
 
-from quotary_attest.agent import Agent, World, init_state
+from quotary_attest.agent import Agent, World
 from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import Store
+from quotary_attest.origin import init_state
 from quotary_attest.state import read_identity
 from quotary_attest.tpm.connection import Connection, Retry
 from quotary_attest.tpm.keys import counter_value, open_counter

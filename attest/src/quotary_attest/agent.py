@@ -22,8 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nacl.signing import SigningKey
-
 from quotary_attest.engine.assemble import support_of
 from quotary_attest.engine.errors import (
     AgentError,
@@ -37,61 +35,18 @@ from quotary_attest.engine.host import CRASH_POINTS, Host, World, check_root
 from quotary_attest.engine.loop import MAX_QUEUE, Engine
 from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
 from quotary_attest.engine.stored import Stored
-from quotary_attest.log.journal import StagedBatch
 from quotary_attest.log.store import Store
 from quotary_attest.roots import Root
 from quotary_attest.state import (
     HostIdentity,
     StateFolder,
-    create_state,
-    make_state_folder,
     read_identity,
 )
-from quotary_attest.tpm.model import TpmIdentity
 from quotary_attest.workload import Workload
 from quotary_verifier.wire.bindings import fresh_digest, request_commitment
 from quotary_verifier.wire.fresh import FreshQuote
 from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
-from quotary_verifier.wire.names import check_host
-from quotary_verifier.wire.records import SALT_BYTES, ContextValue, Genesis, Source, State
-from quotary_verifier.wire.records import TpmIdentity as GenesisTpm
-
-_SEED_BYTES = 32
-
-
-def init_state(
-    folder: Path, host: str, tpm: TpmIdentity, *, counter: int, world: World | None = None
-) -> HostIdentity:
-    """Make a new origin in an empty folder: note key, genesis record, and the log with its leaf 0.
-
-    `tpm` is what `quotary_attest.tpm.keys.make_identity` made and `counter` the start counter's value now. No PCR
-    is touched: leaf 0 is staged, and history to the first start.
-
-    Raises:
-        StateError: the folder is not empty or cannot be made.
-        MalformedError: the host is not a DNS name.
-        StoreError: the disk failed.
-    """
-    world = world or World()
-    check_host(host)
-    make_state_folder(folder)
-    seed, moment = world.random(_SEED_BYTES), world.now()
-    genesis = Genesis(
-        salt=world.random(SALT_BYTES),
-        time=moment,
-        host=host,
-        note_key=bytes(SigningKey(seed).verify_key),
-        tpm=GenesisTpm(tpm.ak_public, tpm.parent_name, tpm.chain_pcr, tpm.workload_pcr, tpm.nv_public),
-    ).encode()
-    store = Store.open(folder / "log")
-    try:
-        store.put_blob(genesis)
-        store.stage(StagedBatch(0, 0, b"", b"", b"", [genesis], [None], [moment], [None]))
-    finally:
-        store.close()
-    identity = HostIdentity(genesis, seed, tpm)
-    create_state(folder, identity, counter)
-    return identity
+from quotary_verifier.wire.records import ContextValue, Source, State
 
 
 class Agent:
@@ -391,5 +346,4 @@ __all__ = [
     "Unavailable",
     "UnknownOutput",
     "World",
-    "init_state",
 ]

@@ -60,7 +60,7 @@ def init(
     except MalformedError as error:
         raise Failure(f"--host {host}: {error}", code=ExitCode.USAGE) from None
     with host_failures():
-        from quotary_attest.agent import init_state
+        from quotary_attest.origin import init_state
         from quotary_attest.state import StateError
         from quotary_attest.tpm.connection import Connection
         from quotary_attest.tpm.keys import counter_value, make_identity, open_counter

@@ -218,8 +218,8 @@ class Store:
         with self._writing():
             self._tree.sync()
             self._records.sync(size)
-            self._durable = size
             self._journal.remove_below(size)
+            self._durable = size
 
     def expire(self, before_ms: int, *, batches: int = 256) -> int:
         """Delete records of outputs older than a time and return how many; their entries stay in the tree.
