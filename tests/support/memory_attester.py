@@ -43,6 +43,7 @@ class MemoryAttester:
 
     outputs: dict[bytes, NewOutput] = field(default_factory=dict)
     attestations: dict[bytes, bytes] = field(default_factory=dict)
+    aliases: dict[bytes, bytes] = field(default_factory=dict)
     reserved: set[bytes] = field(default_factory=set)
     abandoned: set[bytes] = field(default_factory=set)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,6 +74,19 @@ class MemoryAttester:
         self.reserved.discard(output_id)
         self.abandoned.add(output_id)
 
+    @property
+    def alias_secret(self) -> bytes:
+        """Some secret."""
+        return bytes(range(32))
+
+    def announce_alias(self, alias: bytes, output_id: bytes) -> None:
+        """Know an output by an alias."""
+        self.aliases[alias] = output_id
+
+    async def resolve(self, alias: bytes) -> bytes | None:
+        """Return what an alias was announced for."""
+        return self.aliases.get(alias)
+
     async def submit(self, output: NewOutput) -> Held:
         """Keep an output once the gate is open."""
         async with self.changed:
@@ -84,6 +98,8 @@ class MemoryAttester:
         attestation = hashlib.shake_128(output.output_id).digest(self.size)
         async with self.changed:
             self.outputs[output.output_id] = output
+            if output.alias is not None:
+                self.aliases[output.alias] = output.output_id
             self.attestations[output.output_id] = attestation
             self.reserved.discard(output.output_id)
             self.changed.notify_all()

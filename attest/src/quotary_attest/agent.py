@@ -35,8 +35,10 @@ from quotary_attest.engine.host import CRASH_POINTS, Host, World, check_root
 from quotary_attest.engine.loop import MAX_QUEUE, Engine
 from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
 from quotary_attest.engine.stored import Stored
+from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import Store
 from quotary_attest.roots import Root
+from quotary_attest.serving.aliases import alias_secret_of
 from quotary_attest.state import (
     HostIdentity,
     StateFolder,
@@ -245,6 +247,26 @@ class Agent:
     def abandon(self, output_id: bytes) -> None:
         """Take an announcement back: there will be no such output."""
         self._engine.waiting.abandon(output_id)
+
+    @property
+    def alias_secret(self) -> bytes:
+        """The secret under which this origin makes aliases, 32 bytes; it is the same after every start."""
+        return alias_secret_of(bytes(self._host.note_key))
+
+    def announce_alias(self, alias: bytes, output_id: bytes) -> None:
+        """Let an output that was reserved, and still streams, be found by an alias, too."""
+        self._engine.waiting.announce_alias(alias, output_id)
+
+    async def resolve(self, alias: bytes) -> bytes | None:
+        """Return the id of the newest output of an alias, one on its way included; None where there is none, or no
+        more. Raises StoreError."""
+        output_id = self._engine.waiting.resolve(alias)
+        if output_id is not None:
+            return output_id
+        try:
+            return await asyncio.to_thread(self._host.store.by_alias, alias)
+        except NotFound:
+            return None
 
     async def fetch(self, output_id: bytes, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         """Return the attestation of an output, waiting up to `timeout` seconds for one that is on its way.

@@ -89,6 +89,7 @@ class Committer:
             output_ids=leaves.output_ids,
             times=leaves.times,
             request_keys=leaves.request_keys,
+            aliases=leaves.aliases,
         )
         return Plan(batch, growth, leaves.entries, boot)
 

@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from quotary_attest.engine.errors import NotServed
@@ -23,7 +23,7 @@ from quotary_verifier.wire.limits import (
     MIN_NONCE,
 )
 from quotary_verifier.wire.names import OUTPUT_ID_BYTES
-from quotary_verifier.wire.records import ContextValue, Output, Source, State, entry_of
+from quotary_verifier.wire.records import ContextValue, Link, Output, Source, State, entry_of
 
 if TYPE_CHECKING:
     from quotary_attest.engine.assemble import Sealed
@@ -76,7 +76,10 @@ class NewOutput:
     """An output to be attested. Fields are those of the output record (`quotary_verifier.wire.records.Output`).
 
     `request` is the commitment to the request body under `request_key`, both 32 bytes; `model` is the name that
-    an event of the epoch in force measured, None where no model is claimed.
+    an event of the epoch in force measured, None where no model is claimed. `link` is what was checked of the engine
+    that made this output, None where nothing was: the record states no more than that, and no more than the epoch
+    says. `alias` is another name under which the output is found (`quotary_attest.serving.aliases`); it stays with
+    the host, and is kept as long as the record.
     """
 
     output_id: bytes
@@ -88,6 +91,8 @@ class NewOutput:
     model: str | None = None
     context: Mapping[str, ContextValue] = field(default_factory=dict)
     source: Source = Source.RELAYED
+    alias: bytes | None = None
+    link: Link | None = None
 
 
 class Delivered:
@@ -137,6 +142,8 @@ class Pending:
             if claim is None:
                 raise NotServed(f"no model {output.model!r} is measured in the epoch in force")
             self.event = claim.event
+            if output.link is not None and output.link < claim.link:
+                claim = replace(claim, link=output.link)
         self.record = record = Output(
             salt,
             self.time,
@@ -165,9 +172,9 @@ def check_output(output: NewOutput) -> None:
     for digest in output.digests.values():
         if len(digest) != _DIGEST_BYTES:
             raise ValueError("an output digest has 32 bytes")
-    for value in (output.request, output.request_key):
+    for value in (output.request, output.request_key, output.alias):
         if value is not None and len(value) != _DIGEST_BYTES:
-            raise ValueError("a request commitment and its key have 32 bytes each")
+            raise ValueError("a request commitment, its key and an alias have 32 bytes each")
     if output.nonce is not None and not MIN_NONCE <= len(output.nonce) <= MAX_NONCE:
         raise ValueError(f"a nonce has {MIN_NONCE} to {MAX_NONCE} bytes")
     if output.model is not None and output.source is Source.SUBMITTED:
@@ -192,7 +199,7 @@ def _check_context(context: Mapping[str, ContextValue]) -> None:
 class Leaves:
     """Records on their way into the tree, as columns: what a batch is made of."""
 
-    __slots__ = ("entries", "hashes", "output_ids", "records", "request_keys", "times")
+    __slots__ = ("aliases", "entries", "hashes", "output_ids", "records", "request_keys", "times")
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
@@ -201,6 +208,7 @@ class Leaves:
         self.output_ids: list[bytes | None] = []
         self.times: list[int] = []
         self.request_keys: list[bytes | None] = []
+        self.aliases: list[bytes | None] = []
 
     @classmethod
     def of_outputs(cls, outputs: Sequence[Pending]) -> Leaves:
@@ -212,6 +220,7 @@ class Leaves:
         leaves.output_ids = [pending.output.output_id for pending in outputs]
         leaves.times = [pending.time for pending in outputs]
         leaves.request_keys = [pending.output.request_key for pending in outputs]
+        leaves.aliases = [pending.output.alias for pending in outputs]
         return leaves
 
     def add_batch(self, batch: StagedBatch) -> None:
@@ -223,6 +232,7 @@ class Leaves:
         self.output_ids += batch.output_ids
         self.times += batch.times
         self.request_keys += batch.request_keys
+        self.aliases += batch.aliases or [None] * len(batch.records)
 
     def add_public(self, record: bytes, moment: int) -> None:
         """Append a record that is public: genesis, boot or statement."""
@@ -233,6 +243,7 @@ class Leaves:
         self.output_ids.append(None)
         self.times.append(moment)
         self.request_keys.append(None)
+        self.aliases.append(None)
 
 
 def wall_clock() -> int:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who waits for which output: the caller that handed it in, and others that ask for it by its id.
 
-An id is known from the moment it is reserved or handed in until its record can be read from the log.
+An id is known from the moment it is reserved or handed in until its record can be read from the log, and so is an
+alias of it from the moment it is announced.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Waiting:
 
     def __init__(self) -> None:
         self._pending: dict[bytes, Pending] = {}
-        self._reserved: set[bytes] = set()
+        self._reserved: dict[bytes, bytes | None] = {}
+        self._aliases: dict[bytes, bytes] = {}
         self._askers: dict[bytes, list[asyncio.Future[Delivered]]] = {}
 
     def __len__(self) -> int:
@@ -29,12 +31,27 @@ class Waiting:
 
     def reserve(self, output_id: bytes) -> None:
         """Announce an output that will be handed in later: whoever asks for it waits."""
-        self._reserved.add(output_id)
+        self._reserved.setdefault(output_id, None)
+
+    def announce_alias(self, alias: bytes, output_id: bytes) -> None:
+        """Let an output that is announced be found by an alias, too; does nothing where it is not announced.
+
+        An alias that another output has goes to this one.
+        """
+        if output_id in self._reserved:
+            self._forget_alias(self._reserved[output_id], output_id)
+            self._reserved[output_id] = alias
+            self._aliases[alias] = output_id
+
+    def resolve(self, alias: bytes) -> bytes | None:
+        """Return the id of the output that an alias was announced for last; None where none is on its way."""
+        return self._aliases.get(alias)
 
     def abandon(self, output_id: bytes) -> None:
         """Take an announcement back: there will be no such output."""
-        self._reserved.discard(output_id)
+        alias = self._reserved.pop(output_id, None)
         if output_id not in self._pending:
+            self._forget_alias(alias, output_id)
             self._refuse(output_id, UnknownOutput("the output was abandoned before it was complete"))
 
     def add(self, pending: Pending) -> None:
@@ -43,7 +60,13 @@ class Waiting:
         if output_id in self._pending:
             raise ValueError("an output of this id is on its way already")
         self._pending[output_id] = pending
-        self._reserved.discard(output_id)
+        announced = self._reserved.pop(output_id, None)
+        alias = pending.output.alias
+        if alias is None:
+            pending.output.alias = announced
+        elif alias != announced:
+            self._forget_alias(announced, output_id)
+            self._aliases[alias] = output_id
 
     def deliver(self, pending: Pending, delivered: Delivered) -> None:
         """Hand out an attestation whose commit is on disk."""
@@ -59,6 +82,7 @@ class Waiting:
         """Tell those who wait for an output that it does not come."""
         output_id = pending.output.output_id
         self._pending.pop(output_id, None)
+        self._forget_alias(pending.output.alias, output_id)
         if not pending.future.done():
             pending.future.set_exception(error)
         self._refuse(output_id, error)
@@ -67,7 +91,9 @@ class Waiting:
         """Drop outputs that can be read from the log."""
         for output_id in output_ids:
             if output_id is not None:
-                self._pending.pop(output_id, None)
+                pending = self._pending.pop(output_id, None)
+                if pending is not None and pending.output.alias is not None:
+                    self._forget_alias(pending.output.alias, output_id)
 
     async def ask(self, output_id: bytes) -> Delivered | None:
         """Wait for an output that is known; None where it is not. Raises UnknownOutput or Unavailable."""
@@ -86,6 +112,10 @@ class Waiting:
                 askers.remove(asker)
                 if not askers:
                     del self._askers[output_id]
+
+    def _forget_alias(self, alias: bytes | None, output_id: bytes) -> None:
+        if alias is not None and self._aliases.get(alias) == output_id:
+            del self._aliases[alias]
 
     def _refuse(self, output_id: bytes, error: Exception) -> None:
         for asker in self._askers.pop(output_id, ()):

@@ -7,7 +7,8 @@ never reached the TPM and counts as never staged::
 
     label ‖ SHA-256 of what follows ‖ u32 length of head ‖ head ‖ columns
     head     CBOR [start, first, note, before, digest, number of leaves]
-    columns  u32 record lengths ‖ u64 times ‖ u8 id lengths ‖ u8 key lengths ‖ records ‖ ids ‖ keys
+    columns  u32 record lengths ‖ u64 times ‖ u8 id lengths ‖ u8 key lengths ‖ u8 alias lengths
+             ‖ records ‖ ids ‖ keys ‖ aliases
 
 The columns stand side by side because a batch is written on the critical path of its commit.
 """
@@ -36,7 +37,7 @@ from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.limits import MAX_NOTE
 
-_LABEL: Final = b"quotary/journal/v1\n\0"
+_LABEL: Final = b"quotary/journal/v2\n\0"
 _NAME: Final = re.compile(r"[0-9]{20}")
 _BODY: Final = len(_LABEL) + 32
 _MAX_JOURNAL: Final = 1 << 31
@@ -51,8 +52,9 @@ class StagedBatch:
     commit must begin with it. `before` is the chain PCR before the commit and `digest` the commit's D, 32 bytes
     each; both are empty where the origin has no TPM.
 
-    The leaves are four columns of equal length: the record, the output's id (24 bytes; None for a record that
-    is public: genesis, boot, statement), the time in milliseconds, and the request key (32 bytes) or None.
+    The leaves are columns of equal length: the record, the output's id (24 bytes; None for a record that is
+    public: genesis, boot, statement), the time in milliseconds, the request key (32 bytes) or None, and the alias
+    under which the output is known besides (32 bytes) or None; no alias at all is an empty column.
     """
 
     start: int
@@ -64,6 +66,7 @@ class StagedBatch:
     output_ids: Sequence[bytes | None]
     times: Sequence[int]
     request_keys: Sequence[bytes | None]
+    aliases: Sequence[bytes | None] = ()
 
     @property
     def size(self) -> int:
@@ -80,6 +83,7 @@ class StagedBatch:
         head = cbor.encode([self.start, self.first, self.note, self.before, self.digest, count])
         ids = [item or b"" for item in self.output_ids]
         keys = [item or b"" for item in self.request_keys]
+        aliases = [item or b"" for item in self.aliases]
         body = b"".join(
             (
                 pack(">I", len(head)),
@@ -88,9 +92,11 @@ class StagedBatch:
                 pack(f">{count}Q", *self.times),
                 bytes(map(len, ids)),
                 bytes(map(len, keys)),
+                bytes(map(len, aliases)) or bytes(count),
                 *self.records,
                 *ids,
                 *keys,
+                *aliases,
             )
         )
         return _LABEL + sha256(body).digest() + body
@@ -107,12 +113,9 @@ class StagedBatch:
         lengths = unpack_from(f">{count}I", data, position)
         times = unpack_from(f">{count}Q", data, position + 4 * count)
         position += 12 * count
-        id_lengths, key_lengths = (data[position : position + count], data[position + count :][:count])
-        position += 2 * count
-        cells = [
-            data[begin:end]
-            for begin, end in pairwise(accumulate((*lengths, *id_lengths, *key_lengths), initial=position))
-        ]
+        small = data[position : position + 3 * count]
+        position += 3 * count
+        cells = [data[begin:end] for begin, end in pairwise(accumulate((*lengths, *small), initial=position))]
         return cls(
             start,
             first,
@@ -122,7 +125,8 @@ class StagedBatch:
             cells[:count],
             [cell or None for cell in cells[count : 2 * count]],
             times,
-            [cell or None for cell in cells[2 * count :]],
+            [cell or None for cell in cells[2 * count : 3 * count]],
+            [cell or None for cell in cells[3 * count :]],
         )
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records in SQLite: found by output id or leaf index, deleted by age.
+"""The records in SQLite: found by output id, alias or leaf index, deleted by age.
 
 Write-ahead log, one connection that writes and one that reads, so that a reader never waits for a writer. A
 transaction is not fsynced as such; `sync` makes all of them durable together, with the number of leaves up to
 which nothing needs a journal any more. A table of spans, one row a batch, finds old records without an index on
-time. Ids are indexed but not unique: if a caller ever reused one, the first output keeps it.
+time. Ids are indexed but not unique: if a caller ever reused one, the first output keeps it. An engine may well
+reuse the ids of its own that aliases come from: such an alias means the newest output.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -23,11 +24,12 @@ from quotary_attest.log.durable import fsync_folder, open_file
 from quotary_attest.log.errors import DamagedError, NotFound, StorageFailed, StorageFull
 from quotary_attest.log.journal import StagedBatch
 
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE output (idx INTEGER PRIMARY KEY, id BLOB, time INTEGER NOT NULL, record BLOB NOT NULL,
-                     request_key BLOB);
+                     request_key BLOB, alias BLOB);
 CREATE INDEX output_id ON output (id) WHERE id IS NOT NULL;
+CREATE INDEX output_alias ON output (alias) WHERE alias IS NOT NULL;
 CREATE TABLE span (start INTEGER PRIMARY KEY, size INTEGER NOT NULL, oldest INTEGER NOT NULL,
                    newest INTEGER NOT NULL);
 CREATE TABLE state (durable INTEGER NOT NULL);
@@ -35,6 +37,7 @@ CREATE TABLE state (durable INTEGER NOT NULL);
 _WAL_LIMIT: Final = 64 << 20
 _CACHE_KIB: Final = 8192
 _BY_ID: Final = "SELECT idx, time, record, request_key FROM output WHERE id = ? ORDER BY idx LIMIT 1"
+_BY_ALIAS: Final = "SELECT id FROM output WHERE alias = ? ORDER BY idx DESC LIMIT 1"
 _BY_INDEX: Final = "SELECT idx, time, record, request_key FROM output WHERE idx = ?"
 _BETWEEN: Final = "SELECT idx, time, record, request_key FROM output WHERE idx >= ? AND idx < ? ORDER BY idx"
 
@@ -94,11 +97,12 @@ class Records:
             batch.times,
             batch.records,
             batch.request_keys,
+            batch.aliases or repeat(None),
             strict=False,
         )
         span = (batch.start, batch.size, min(batch.times), max(batch.times))
         with self._typed("write"), self._transaction() as run:
-            self._writer.executemany("INSERT OR REPLACE INTO output VALUES (?, ?, ?, ?, ?)", rows)
+            self._writer.executemany("INSERT OR REPLACE INTO output VALUES (?, ?, ?, ?, ?, ?)", rows)
             run("INSERT OR REPLACE INTO span VALUES (?, ?, ?, ?)", span)
 
     def sync(self, durable: int) -> None:
@@ -152,6 +156,13 @@ class Records:
     def by_index(self, index: int) -> StoredRecord:
         """Return the record of a leaf. Raises NotFound where none is stored, or no more."""
         return self._stored(_BY_INDEX, index, f"there is no record of leaf {index}")
+
+    def by_alias(self, alias: bytes) -> bytes:
+        """Return the id of the newest output of an alias. Raises NotFound where none is stored, or no more."""
+        row = self._one(_BY_ALIAS, alias)
+        if row is None:
+            raise NotFound("there is no output of this alias")
+        return bytes(row[0])
 
     def _stored(self, query: str, key: bytes | int, absent: str) -> StoredRecord:
         row = self._one(query, key)

@@ -279,6 +279,10 @@ class Store:
         """Return the record of an output by its 24-byte id. Raises NotFound: not applied yet, never, or expired."""
         return self._below(self._records.by_id(output_id))
 
+    def by_alias(self, alias: bytes) -> bytes:
+        """Return the id of the newest output of an alias (32 bytes). Raises NotFound: never, or expired."""
+        return self._records.by_alias(alias)
+
     def record_at(self, index: int) -> StoredRecord:
         """Return the record of a leaf. Raises NotFound: not applied yet, or expired."""
         return self._below(self._records.by_index(index))

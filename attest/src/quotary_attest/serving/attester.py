@@ -44,6 +44,19 @@ class Attester(Protocol):
         """Take an announcement back: there will be no such output. Does nothing for one that is not announced."""
         ...
 
+    @property
+    def alias_secret(self) -> bytes:
+        """The secret under which this origin makes aliases (`quotary_attest.serving.aliases`), 32 bytes."""
+        ...
+
+    def announce_alias(self, alias: bytes, output_id: bytes) -> None:
+        """Let an output that was reserved, and is still being made, be found by an alias, too."""
+        ...
+
+    async def resolve(self, alias: bytes) -> bytes | None:
+        """Return the id of the newest output of an alias, one on its way included; None where there is none."""
+        ...
+
     async def submit(self, output: NewOutput) -> Delivered:
         """Attest an output; returns when its commit is durable."""
         ...
