@@ -8,8 +8,6 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
-from aiohttp import hdrs
-
 OWN_PREFIX: Final = "/quotary"
 """Below it the proxy answers itself, whatever an operator maps."""
 
@@ -73,7 +71,7 @@ class PathTable:
 
     def api_of(self, method: str, path: str) -> Api:
         """Return the API of a request; its path is without query. Only POST makes outputs."""
-        if method != hdrs.METH_POST:
+        if method != "POST":
             return Api.NONE
         found = self._paths.get(path)
         if found is not None or not self._patterns:

@@ -10,7 +10,7 @@ from typing import Any
 
 from quotary_attest.engine.outputs import Delivered, NewOutput
 from quotary_attest.serving.attester import Attester
-from quotary_attest.serving.errors import logger
+from quotary_attest.serving.refusals import logger
 from quotary_verifier.wire.attestation import REQUEST_KEY_BYTES
 from quotary_verifier.wire.bindings import request_commitment
 from quotary_verifier.wire.names import format_output_id
