@@ -15,6 +15,11 @@ _COMMANDS = {
     ),
     "enroll": ("quotary_cli.enroll", "enroll", "Get a certificate for the host's attestation key, by files."),
     "run": ("quotary_cli.agent_run", "run", "Run the agent, alone or as a proxy before a model server."),
+    "check-config": (
+        "quotary_cli.agent_run",
+        "check_config",
+        "Check a configuration file, every error at once.",
+    ),
     "sign": ("quotary_cli.agent_client", "sign", "Have the running agent attest files."),
     "quote": ("quotary_cli.agent_client", "quote", "Have the running agent quote its platform over a nonce."),
     "status": ("quotary_cli.agent_client", "status", "Show how the running agent is."),

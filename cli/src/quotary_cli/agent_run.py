@@ -1,57 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`attest agent run`: the agent in the foreground, with its local interface and, if asked for, its proxy."""
+"""`attest agent run` and `attest agent check-config`: from file and options to a configuration that can be run."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import json
-import logging
-import os
 import signal
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from quotary_cli.agent_tpm import emulator_option, host_failures, reach_tpm, state_option, tpm_option
-from quotary_cli.enrolment import FILE, read_passphrase
-from quotary_cli.output import ExitCode, Failure, note
+from quotary_cli.agent_tpm import emulator_option, host_failures, reach_tpm, tpm_option
+from quotary_cli.enrolment import FILE, json_option
+from quotary_cli.output import ExitCode, Failure, note, print_json
 
 if TYPE_CHECKING:
-    from quotary_attest.agent import Agent
-    from quotary_attest.workload import Workload
+    from quotary_attest.config import AgentConfig, Problem
 
-SCHEMA = "quotary-agent-run/v1"
-_HOUR = 3600.0
-_SWITCH_SECONDS = 0.0005
-_DAY = 86400
+CHECK_SCHEMA = "quotary-config-check/v1"
+_OPTIONS = {
+    "state.folder": "--state",
+    "model": "--model",
+    "engine": "--engine",
+    "proxy[0].upstream": "--upstream",
+    "proxy[0].listen": "--listen",
+    "local.path": "--socket",
+    "local.allow_uids": "--allow-uid",
+    "retention.keep_days": "--keep-days",
+    "tpm.endorsement_auth_file": "--endorsement-auth-file",
+}
+"""What an operator knows a key by who gave it as an option."""
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line said."""
-
-    state: Path
-    models: tuple[str, ...]
-    engine: Path | None
-    arguments: tuple[str, ...]
-    upstream: str | None
-    listen: str | None
-    socket: Path
-    allowed_uids: tuple[int, ...]
-    keep_days: int | None
-    endorsement_auth_file: Path | None
-    resume: bool
+_ELSEWHERE = "a path outside the state folder, which nobody else may enter"
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@state_option
+@click.option(
+    "--config",
+    "file",
+    type=FILE,
+    help="The configuration (TOML); the options below stand above it.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The agent's state folder.",
+)
 @tpm_option
 @emulator_option
 @click.option(
@@ -90,8 +86,97 @@ class Options:
     "--resume", is_flag=True, help="Go on although somebody else extended the chain PCR; auditors see a gap."
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE_ARGUMENT...]")
-def run(
-    state: Path,
+def run(file: Path | None, *, resume: bool, **options: Any) -> None:
+    """Run the agent until it is told to stop (SIGTERM or Ctrl-C); it finishes what it has acknowledged.
+    SIGHUP makes it take up a newly installed certificate.
+
+    The files named with --model and --engine, and the engine's arguments after --, are measured into the workload log
+    before anything is served. When all is ready, one JSON object on standard output says where.
+    """
+    with host_failures():
+        overrides = _overrides(**options)
+        config = read_config(file, overrides)
+        _check_files(config, overrides)
+        from quotary_cli.agent_serve import serve, set_up_logging
+        from quotary_cli.agent_workload import measure
+
+        set_up_logging(config.log)
+        with _terminable(), tpm_of(config) as tcti:
+            workload = measure(config)
+            asyncio.run(serve(config, tcti, workload, resume=resume))
+
+
+@click.command("check-config")
+@click.argument("file", type=FILE)
+@json_option
+def check_config(file: Path, as_json: bool) -> None:
+    """Check a configuration file and the files that it names; every error at once.
+
+    The exit code is 0 if the agent would take it, else 2.
+    """
+    with host_failures():
+        from quotary_attest.config import ConfigError, load_config, missing_files
+
+        try:
+            problems = missing_files(load_config(_text_of(file)))
+        except ConfigError as error:
+            problems = error.problems
+    if as_json:
+        listed = [{"path": each.path, "what": each.what, "allowed": each.allowed} for each in problems]
+        print_json({"schema": CHECK_SCHEMA, "file": str(file), "problems": listed})
+        raise SystemExit(ExitCode.USAGE if problems else ExitCode.OK)
+    if problems:
+        raise _unusable(problems, {})
+    click.echo("the configuration can be used")
+
+
+def read_config(file: Path | None, overrides: Mapping[str, Any]) -> AgentConfig:
+    """Return what a file and options say together. Raises Failure with every error."""
+    from quotary_attest.config import ConfigError, load_config
+
+    if file is None and "state" not in overrides:
+        raise Failure("which agent: --config or --state is needed", code=ExitCode.USAGE)
+    try:
+        return load_config("" if file is None else _text_of(file), overrides)
+    except ConfigError as error:
+        raise _unusable(error.problems, overrides) from None
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not utf-8 text"
+        raise Failure(f"{file}: {reason.lower()}", code=ExitCode.USAGE) from None
+
+
+def _check_files(config: AgentConfig, overrides: Mapping[str, Any]) -> None:
+    from quotary_attest.config import missing_files
+
+    if problems := missing_files(config):
+        raise _unusable(problems, overrides)
+
+
+def _unusable(problems: tuple[Problem, ...], overrides: Mapping[str, Any]) -> Failure:
+    """Tell every problem but the last on lines of their own; return the failure that carries the last."""
+    lines = [_worded(problem, overrides) for problem in problems]
+    for line in lines[:-1]:
+        note(f"error: {line}")
+    hint = f"{len(lines)} errors in the configuration" if len(lines) > 1 else ""
+    return Failure(lines[-1], code=ExitCode.USAGE, hint=hint)
+
+
+def _worded(problem: Problem, overrides: Mapping[str, Any]) -> str:
+    for path, option in _OPTIONS.items():
+        given = path.split(".", maxsplit=1)[0].split("[", maxsplit=1)[0] in overrides
+        if given and problem.path.startswith(path):
+            allowed = f"; allowed: {problem.allowed}" if problem.allowed else ""
+            return f"{option}: {problem.what}{allowed}"
+    return str(problem)
+
+
+def _overrides(
+    state: Path | None,
     tpm: str | None,
     emulator: bool,
     models: tuple[str, ...],
@@ -102,43 +187,60 @@ def run(
     uids: tuple[int, ...],
     keep_days: int | None,
     endorsement_auth_file: Path | None,
-    resume: bool,
     arguments: tuple[str, ...],
-) -> None:
-    """Run the agent until it is told to stop (SIGTERM or Ctrl-C); it finishes what it has acknowledged.
-    SIGHUP makes it take up a newly installed certificate.
+) -> dict[str, Any]:
+    """Return the options in the form of the configuration file."""
+    for wrong, message, hint in (
+        ((upstream is None) != (listen is None), "--upstream and --listen belong together", ""),
+        (bool(uids) and socket is None, "--allow-uid needs --socket", _ELSEWHERE),
+        (bool(arguments) and engine is None, "engine arguments need --engine", ""),
+        (bool(tpm) and emulator, "--tpm and --emulator exclude each other", ""),
+    ):
+        if wrong:
+            raise Failure(message, code=ExitCode.USAGE, hint=hint)
+    overrides: dict[str, Any] = {}
 
-    The files named with --model and --engine, and the engine's arguments after --, are measured into the workload log
-    before anything is served. When all is ready, one JSON object on standard output says where.
-    """
-    if (upstream is None) != (listen is None):
-        raise Failure("--upstream and --listen belong together", code=ExitCode.USAGE)
-    if uids and socket is None:
-        raise Failure(
-            "--allow-uid needs --socket",
-            code=ExitCode.USAGE,
-            hint="a path outside the state folder, which nobody else may enter",
-        )
-    if arguments and engine is None:
-        raise Failure("engine arguments need --engine", code=ExitCode.USAGE)
-    options = Options(
-        state,
-        models,
-        engine,
-        arguments,
-        upstream,
-        listen,
-        socket or state / "agent.sock",
-        uids,
-        keep_days,
-        endorsement_auth_file,
-        resume,
-    )
-    _check_doors(upstream, listen)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    with _terminable(), host_failures(), reach_tpm(state, tpm, emulator=emulator) as tcti:
-        workload = _measure(options)
-        asyncio.run(_serve(options, tcti, workload))
+    def put(section: str, name: str, value: Any) -> None:
+        if value not in (None, (), False):
+            overrides.setdefault(section, {})[name] = value
+
+    put("state", "folder", _absolute(state))
+    if tpm or emulator:
+        overrides["tpm"] = {"emulator": emulator} | ({"tcti": tpm} if tpm else {})
+    put("tpm", "endorsement_auth_file", _absolute(endorsement_auth_file))
+    if models:
+        overrides["model"] = _models(models)
+    if engine is not None:
+        overrides["engine"] = {"binary": _absolute(engine), "name": engine.name, "arguments": arguments}
+    if upstream is not None:
+        claimed = overrides["model"][0]["name"] if models else None
+        door = {"upstream": upstream, "listen": listen}
+        overrides["proxy"] = [door if claimed is None else {**door, "model": claimed}]
+    put("local", "path", _absolute(socket))
+    put("local", "allow_uids", uids)
+    put("retention", "keep_days", keep_days)
+    return overrides
+
+
+def _models(texts: tuple[str, ...]) -> list[dict[str, Any]]:
+    shards: dict[str, list[str | None]] = {}
+    for text in texts:
+        name, _, file = text.rpartition("=")
+        if not Path(file).is_file():
+            raise Failure(f"--model {text}: no such file", code=ExitCode.USAGE)
+        shards.setdefault(name or Path(file).stem, []).append(_absolute(Path(file)))
+    return [{"name": name, "files": files} for name, files in shards.items()]
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
+
+
+@contextmanager
+def tpm_of(config: AgentConfig) -> Iterator[str]:
+    """Yield the TSS string of the TPM that a configuration names, or else `attest agent init` was told."""
+    with reach_tpm(config.state.folder, config.tpm.tcti, emulator=config.tpm.emulator) as tcti:
+        yield tcti
 
 
 @contextmanager
@@ -149,143 +251,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _check_doors(upstream: str | None, listen: str | None) -> None:
-    """Refuse addresses that cannot be used before anything is measured, counted or committed."""
-    if upstream is None or listen is None:
-        return
-    _address(listen)
-    with host_failures():
-        from quotary_attest.serving.upstream import Upstream
-
-        try:
-            Upstream(upstream)
-        except ValueError as error:
-            raise Failure(f"--upstream: {str(error).lower()}", code=ExitCode.USAGE) from None
-
-
-def _check_name(option: str, name: str) -> None:
-    from quotary_attest.workload import check_name
-
-    try:
-        check_name(name)
-    except ValueError as error:
-        raise Failure(f"{option}: {error}", code=ExitCode.USAGE) from None
-
-
-def _measure(options: Options) -> Workload:
-    from quotary_attest.measure import ModelFile, measure_file
-    from quotary_attest.workload import Engine, Workload, measure_models
-
-    shards: dict[str, list[Path]] = {}
-    for text in options.models:
-        name, _, file = text.rpartition("=")
-        path = Path(file)
-        if not path.is_file():
-            raise Failure(f"--model {text}: no such file", code=ExitCode.USAGE)
-        name = name or path.stem
-        _check_name(f"--model {text[:80]}", name)
-        shards.setdefault(name, []).append(path)
-    files = [ModelFile(name, tuple(paths)) for name, paths in shards.items()]
-    total = sum(path.stat().st_size for paths in shards.values() for path in paths)
-    engine = None
-    if options.engine is not None:
-        _check_name("--engine", options.engine.name)
-        measured = measure_file(options.engine)
-        engine = Engine(options.engine.name, measured.digest, options.arguments)
-    if not files:
-        return Workload((), engine)
-    note(f"measuring {total / 1e6:.0f} MB of weights")
-    with click.progressbar(
-        length=total, label="weights", file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as bar:
-        return Workload(measure_models(files, bar.update), engine)
-
-
-async def _serve(options: Options, tcti: str, workload: Workload) -> None:
-    from quotary_attest.agent import Agent
-    from quotary_attest.state import read_identity
-    from quotary_attest.tpm.model import Authorizations
-    from quotary_attest.tpm.root import TpmOptions, open_root
-
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    hangup = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    # the thread that speaks to the TPM must not wait 5 ms for the one that encodes records (measured: p99)
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    auths = Authorizations(endorsement=read_passphrase(options.endorsement_auth_file) or b"")
-    root = await open_root(read_identity(options.state).tpm, tcti, TpmOptions(authorizations=auths))
-    agent = Agent(options.state, root=root, workload=workload, resume=options.resume)
-    async with agent, AsyncExitStack() as stack:
-        _settle_memory()
-        ready = await _open_doors(options, agent, stack)
-        print(json.dumps(ready), flush=True)
-        chores = [asyncio.create_task(_reload_on(hangup, agent))]
-        if options.keep_days is not None:
-            chores.append(asyncio.create_task(_expire(agent, options.keep_days)))
-        await stop.wait()
-        for chore in chores:
-            chore.cancel()
-        note("stopping: what was handed in is committed first")
-
-
-async def _reload_on(hangup: asyncio.Event, agent: Agent) -> None:
-    """Take up newly installed certificates whenever SIGHUP comes; what cannot be read leaves the old ones."""
-    while True:
-        await hangup.wait()
-        hangup.clear()
-        try:
-            await agent.reload_certificates()
-            note(f"certificates in use: {agent.status()['certificates']}")
-        except Exception as error:
-            note(f"the certificates cannot be taken up: {error}")
-
-
-async def _expire(agent: Agent, days: int) -> None:
-    """Delete old records once an hour, slice by slice, so that commits go on between."""
-    while True:
-        before = (int(time.time()) - days * _DAY) * 1000
-        try:
-            while await agent.expire(before):
-                pass  # a slice at a time; commits go on between two of them
-        except Exception as error:
-            note(f"old records cannot be deleted now: {error}")
-        await asyncio.sleep(_HOUR)
-
-
-def _settle_memory() -> None:
-    """Keep what start-up made out of the collector's way: its pauses stand in the 99th percentile (measured)."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-
-
-async def _open_doors(options: Options, agent: Agent, stack: AsyncExitStack) -> dict[str, object]:
-    from quotary_attest.serving.local import LocalConfig, LocalInterface
-    from quotary_attest.serving.peers import Allowed
-    from quotary_attest.serving.proxy import Proxy, ProxyConfig
-
-    users = frozenset((0, os.geteuid(), *options.allowed_uids))
-    mode = 0o666 if options.allowed_uids else 0o660  # whoever connects is still refused unless allowed
-    local = LocalConfig(options.socket, Allowed(users), mode=mode)
-    await stack.enter_async_context(LocalInterface(agent, local))
-    ready: dict[str, object] = {"schema": SCHEMA, "origin": agent.origin, "socket": str(options.socket)}
-    if options.upstream is not None and options.listen is not None:
-        model = agent.models[0] if agent.models else None
-        engine = None if options.engine is None else options.engine.name
-        config = ProxyConfig(options.upstream, model=model, engine=engine)
-        proxy = await stack.enter_async_context(Proxy(agent, config))
-        host, port = _address(options.listen)
-        ready["proxy"] = f"http://{host}:{await proxy.listen(host, port)}"
-    return ready
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdecimal() or int(port) > 0xFFFF:
-        raise Failure(f"--listen {text}: not HOST:PORT", code=ExitCode.USAGE)
-    return host.strip("[]"), int(port)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the text of a configuration file, and what the command line says besides, to an `AgentConfig`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from quotary_attest.config.keys import ConfigError, Problem, Reader
+from quotary_attest.config.sections import AgentConfig, ProxySection
+
+MAX_CONFIG: Final = 1024 * 1024
+"""Characters of a configuration file."""
+
+
+def load_config(text: str, overrides: Mapping[str, Any] | None = None) -> AgentConfig:
+    """Read and check a configuration (TOML). `overrides` has the same form, read already: its keys replace the
+    file's, arrays of tables as a whole. Nothing is read from disk: see `missing_files`.
+
+    Raises:
+        ConfigError: it cannot be used; every reason at once.
+    """
+    if len(text) > MAX_CONFIG:
+        raise ConfigError((Problem("", f"the file is longer than {MAX_CONFIG} characters"),))
+    try:
+        found = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError((Problem("", f"the file is not TOML: {str(error).lower()}"),)) from None
+    reader = Reader()
+    # a section that has a required key cannot be left out as a whole
+    config = reader.section(AgentConfig, _merged({"state": {}, **found}, overrides or {}), "")
+    if config is None:
+        raise ConfigError(tuple(reader.problems))
+    problems = tuple(problem for check in _CHECKS for problem in check(config))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[name] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def missing_files(config: AgentConfig) -> tuple[Problem, ...]:
+    """Return a problem for each file that the configuration names and that this process cannot open."""
+    named: list[tuple[str, Path | None]] = [
+        (f"model[{at}].files[{n}]", path)
+        for at, model in enumerate(config.model)
+        for n, path in enumerate(model.files)
+    ]
+    named.append(("engine.binary", config.engine.binary))
+    named.append(("tpm.endorsement_auth_file", config.tpm.endorsement_auth_file))
+    found = ((name, path, _unreadable(path)) for name, path in named if path is not None)
+    return tuple(Problem(name, f"{path}: {reason}") for name, path, reason in found if reason)
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        if not path.is_file():
+            return "no such file"
+        with path.open("rb"):
+            return ""
+    except OSError as error:
+        return (error.strerror or "cannot be read").lower()
+
+
+def claimed_model(config: AgentConfig, proxy: ProxySection) -> str | None:
+    """Return the model that the answers of a proxy claim; None where they claim none."""
+    if proxy.model is not None:
+        return proxy.model or None
+    return config.model[0].name if config.model else None
+
+
+def _repeated(paths_and_values: list[tuple[str, object]], what: str) -> Iterator[Problem]:
+    count = Counter(value for _, value in paths_and_values)
+    seen = set()
+    for path, value in paths_and_values:
+        if count[value] > 1 and value in seen:
+            yield Problem(path, what)
+        seen.add(value)
+
+
+def _check_models(config: AgentConfig) -> Iterator[Problem]:
+    names: list[tuple[str, object]] = [
+        (f"model[{at}].name", model.name) for at, model in enumerate(config.model)
+    ]
+    yield from _repeated(names, "is the name of another model already")
+
+
+def _check_engine(config: AgentConfig) -> Iterator[Problem]:
+    if config.engine.arguments and config.engine.binary is None:
+        yield Problem("engine.arguments", "is measured with the binary only", "with engine.binary")
+
+
+def _check_proxies(config: AgentConfig) -> Iterator[Problem]:
+    names = {model.name for model in config.model}
+    for at, proxy in enumerate(config.proxy):
+        if proxy.model is None and len(names) > 1:
+            yield Problem(
+                f"proxy[{at}].model",
+                "is missing where there are several models",
+                ", ".join([*sorted(names), '""']),
+            )
+        elif proxy.model and proxy.model not in names:
+            yield Problem(f"proxy[{at}].model", "is not measured here", ", ".join([*sorted(names), '""']))
+
+
+def _doors(config: AgentConfig) -> Iterator[tuple[str, tuple[tuple[str, object], ...], bool]]:
+    """Yield every door: its path, its keys of which one may be given, and whether one must be."""
+    for at, proxy in enumerate(config.proxy):
+        yield f"proxy[{at}]", (("listen", proxy.listen), ("socket", proxy.socket)), True
+    local, metrics = config.local, config.metrics
+    yield "local", (("path", local.path), ("socket", local.socket)), False
+    yield "metrics", (("listen", metrics.listen), ("path", metrics.path), ("socket", metrics.socket)), False
+
+
+def _check_doors(config: AgentConfig) -> Iterator[Problem]:
+    taken: list[tuple[str, object]] = []
+    for path, ways, needed in _doors(config):
+        given = [(name, value) for name, value in ways if value is not None]
+        allowed = "one of " + ", ".join(name for name, _ in ways)
+        if len(given) > 1:
+            yield Problem(path, f"has {' and '.join(name for name, _ in given)}", allowed)
+        elif needed and not given:
+            yield Problem(path, "listens nowhere", allowed)
+        taken += [(f"{path}.{name}", value) for name, value in given if getattr(value, "port", 1) != 0]
+    yield from _repeated(taken, "is taken by another door already")
+
+
+def _check_local(config: AgentConfig) -> Iterator[Problem]:
+    local = config.local
+    others = bool(local.allow_uids or local.allow_gids)
+    inside = local.path is None or config.state.folder in local.path.parents
+    if others and local.socket is None and inside:
+        yield Problem(
+            "local.path",
+            "is where nobody else may enter",
+            "a path outside the state folder, where other users are allowed",
+        )
+
+
+def _check_tpm(config: AgentConfig) -> Iterator[Problem]:
+    tpm = config.tpm
+    if tpm.tcti is not None and tpm.emulator:
+        yield Problem("tpm", "has tcti and emulator", "one of them")
+    if tpm.endorsement_auth_file is not None and tpm.endorsement_auth_credential is not None:
+        yield Problem("tpm", "has endorsement_auth_file and endorsement_auth_credential", "one of them")
+
+
+_CHECKS: Final[tuple[Callable[[AgentConfig], Iterator[Problem]], ...]] = (
+    _check_tpm,
+    _check_models,
+    _check_engine,
+    _check_proxies,
+    _check_doors,
+    _check_local,
+)
+"""What several keys must fulfil together."""

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF009 - `key` and `table` make dataclass fields, not values
+"""The configuration of `attest agent run`, section by section (docs/reference/configuration.md).
+
+To add a key, add a field here and a row there; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quotary_attest.config.keys import key, table, tables
+from quotary_attest.config.rules import (
+    ADDRESS,
+    CLAIMED,
+    ID,
+    LABEL,
+    NAME,
+    PATH,
+    SWITCH,
+    TEXT,
+    URL,
+    Address,
+    choice,
+    integer,
+    list_of,
+    seconds,
+)
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSection:
+    """`[state]`: where the origin lies."""
+
+    folder: Path = key(PATH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmSection:
+    """`[tpm]`: how the TPM is reached; by default as `attest agent init` was told."""
+
+    tcti: str | None = key(TEXT, None)
+    emulator: bool = key(SWITCH, False)
+    endorsement_auth_file: Path | None = key(PATH, None)
+    endorsement_auth_credential: str | None = key(LABEL, None)
+    """Name of a systemd credential (LoadCredential) whose first line authorises the endorsement hierarchy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSection:
+    """`[[model]]`: weights to be measured, under the name that records give them."""
+
+    name: str = key(NAME)
+    files: tuple[Path, ...] = key(list_of(PATH, least=1, most=65536))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSection:
+    """`[engine]`: the model server, to be measured."""
+
+    name: str | None = key(NAME, None)
+    """The name in records and in the workload log; by default that of the binary."""
+    binary: Path | None = key(PATH, None)
+    arguments: tuple[str, ...] = key(list_of(TEXT, most=4096), ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySection:
+    """`[[proxy]]`: a door in front of one model server."""
+
+    upstream: str = key(URL)
+    listen: Address | None = key(ADDRESS, None)
+    socket: str | None = key(LABEL, None)
+    """Name of a socket that systemd passes on (FileDescriptorName=), in place of `listen`."""
+    model: str | None = key(CLAIMED, None)
+    """The model that its answers claim; left out: the only one there is."""
+    max_request: int = key(integer(1, 1024 * _MIB, "bytes"), 64 * _MIB)
+    max_held: int = key(integer(0, 1024 * _MIB, "bytes"), 16 * _MIB)
+    max_inband: int = key(integer(0, 16 * _MIB, "bytes"), 256 * 1024)
+    fetch_seconds: float = key(seconds(0, 3600), 30.0)
+    connect_timeout: float = key(seconds(0.1, 600), 10.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSection:
+    """`[local]`: the local interface, on a Unix socket."""
+
+    path: Path | None = key(PATH, None)
+    """Where the socket lies; by default `agent.sock` in the state folder."""
+    socket: str | None = key(LABEL, None)
+    """Name of a socket that systemd passes on, in place of `path`."""
+    allow_uids: tuple[int, ...] = key(list_of(ID), ())
+    allow_gids: tuple[int, ...] = key(list_of(ID), ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSection:
+    """`[metrics]`: figures for Prometheus, health and readiness, on a listener of their own; none by default."""
+
+    listen: Address | None = key(ADDRESS, None)
+    path: Path | None = key(PATH, None)
+    """A Unix socket, in place of `listen`."""
+    socket: str | None = key(LABEL, None)
+    """Name of a socket that systemd passes on, in place of both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionSection:
+    """`[retention]`: how long records are kept; the log itself stays."""
+
+    keep_days: int | None = key(integer(1, 36500, "days"), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopSection:
+    """`[stop]`: what happens on SIGTERM."""
+
+    grace_seconds: float = key(seconds(0, 3600), 30.0)
+    """How long running answers may take to end before they are ended with an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchdogSection:
+    """`[watchdog]`: when the agent counts as stuck, so that systemd starts it anew."""
+
+    stuck_seconds: float = key(seconds(1, 86400), 300.0)
+    """How long one commit or one attempt to reach the TPM may take. The TPM's own deadline is 120 s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSection:
+    """`[log]`: what the process writes to standard error."""
+
+    format: str = key(choice({"text": "text", "json": "json"}), "text")
+    level: str = key(choice({word: word for word in ("debug", "info", "warning", "error")}), "info")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """The whole configuration."""
+
+    state: StateSection = table(StateSection)
+    tpm: TpmSection = table(TpmSection)
+    model: tuple[ModelSection, ...] = tables(ModelSection)
+    engine: EngineSection = table(EngineSection)
+    proxy: tuple[ProxySection, ...] = tables(ProxySection)
+    local: LocalSection = table(LocalSection)
+    metrics: MetricsSection = table(MetricsSection)
+    retention: RetentionSection = table(RetentionSection)
+    stop: StopSection = table(StopSection)
+    watchdog: WatchdogSection = table(WatchdogSection)
+    log: LogSection = table(LogSection)
+
+    @property
+    def local_path(self) -> Path:
+        """Where the local interface's socket lies, if systemd does not pass one on."""
+        return self.local.path or self.state.folder / "agent.sock"
