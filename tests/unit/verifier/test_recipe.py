@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from forge import NOW, Forge
 from quotary_verifier import (
     CheckState,
     ClaimSource,
+    HashedBody,
     NotChecked,
     Outcome,
     Question,
@@ -54,6 +56,24 @@ def test_every_step_can_fail_in_some_case() -> None:
 def test_a_verdict_is_made_by_verification_alone() -> None:
     with pytest.raises(TypeError, match="verification alone"):
         Verdict(object(), lambda: pytest.fail("never made"))
+
+
+def test_a_body_that_was_hashed_while_it_passed_is_verified_by_its_digest() -> None:
+    forge = Forge()
+    attestation, policy = forge.attestation().encode(), load_policy(forge.policy().encode())
+    digest = hashlib.sha256(forge.body).digest()
+    for without_span in (False, True):
+        question = Question(HashedBody(digest, without_span), at=NOW)
+        verdict, commit = verify_in(attestation, question, policy)
+        assert verdict.claims == commit.verify(attestation, question).claims
+        whole = verify(attestation, Question(forge.body, at=NOW), policy)
+        assert (verdict.claims == whole.claims) is not without_span
+    other = hashlib.sha256(forge.body + b" ").digest()
+    with pytest.raises(Rejected, match="the body that was hashed"):
+        verify(attestation, Question(HashedBody(other), at=NOW), policy)
+    text = hashlib.sha256(b"Paris.").digest()
+    with pytest.raises(Rejected, match="the body that was hashed"):
+        verify(attestation, Question(HashedBody(text), at=NOW), policy)
 
 
 def test_a_verdict_is_no_bool() -> None:

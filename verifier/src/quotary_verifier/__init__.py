@@ -25,6 +25,7 @@ from quotary_verifier.errors import (
 from quotary_verifier.policy.load import load_policy
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.fresh import verify_fresh
+from quotary_verifier.recipe.outputs import HashedBody
 from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.verdict import Check, CheckState, Claim, ClaimSource, Outcome, Report, Verdict
 from quotary_verifier.recipe.verify import Question, VerifiedCommit, verify, verify_in
@@ -36,6 +37,7 @@ __all__ = [
     "Claim",
     "ClaimSource",
     "EvidenceError",
+    "HashedBody",
     "MalformedError",
     "NotChecked",
     "Outcome",

@@ -18,6 +18,17 @@ BODY = "body"
 
 
 @frozen
+class HashedBody:
+    """A body that was too long to keep: the SHA-256 of what `strip`, or `Stripper`, left of it.
+
+    `without_span` says whether a span was taken out. Who makes one must have hashed the bytes that were used.
+    """
+
+    digest: bytes
+    without_span: bool = False
+
+
+@frozen
 class Match:
     """Which digest of the record the output has, and what was tolerated to get there."""
 
@@ -29,13 +40,18 @@ class Match:
 _BODY_MATCH = Match(BODY)
 
 
-def match_output(digests: Mapping[str, bytes], output: bytes, exact: bool) -> Match:
+def match_output(digests: Mapping[str, bytes], output: bytes | HashedBody, exact: bool) -> Match:
     """Find the digest that `output` has: `body`, the body without its in-band span, `text/N`, and last `text/N`
-    without one final newline, which is a tolerance (design section 7) and not tried if `exact`.
+    without one final newline, which is a tolerance (design section 7) and not tried if `exact`. A body of which only
+    the digest was kept can be nothing but `body`.
 
     Raises:
         EvidenceError: none fits.
     """
+    if isinstance(output, HashedBody):
+        if digests.get(BODY) != output.digest:
+            raise EvidenceError("the body that was hashed is not the one that the record states")
+        return Match(BODY, without_span=output.without_span)
     digest = hashlib.sha256(output).digest()
     if digests.get(BODY) == digest:
         return _BODY_MATCH

@@ -24,7 +24,7 @@ from quotary_verifier.recipe.leaf import (
     check_state,
 )
 from quotary_verifier.recipe.outcome import failed, host_notices
-from quotary_verifier.recipe.outputs import Match, check_nonce, check_request, match_output
+from quotary_verifier.recipe.outputs import HashedBody, Match, check_nonce, check_request, match_output
 from quotary_verifier.recipe.run import NOT_ASKED, Run, Stopped
 from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.verdict import Outcome, Report, Verdict, in_order, make_verdict
@@ -45,10 +45,10 @@ class Question:
     """What a caller asks: is this output the one attested, and optionally for this request and nonce?
 
     `at` is the time of verification in whole seconds since the epoch. `exact` allows no tolerance in how the
-    output's bytes are matched.
+    output's bytes are matched. A body that was hashed while it passed is given as a `HashedBody`.
     """
 
-    output: bytes
+    output: bytes | HashedBody
     at: int
     request: bytes | None = None
     nonce: bytes | None = None

@@ -110,7 +110,7 @@ def stream_span(head: bytes, attestation: bytes) -> bytes:
     return head + base64.b64encode(attestation) + _SPAN_END
 
 
-def opens_event(body: bytes, position: int) -> bool:
+def opens_event(body: bytes | bytearray, position: int) -> bool:
     """Tell whether `position` is the start of the body or comes right after a blank line (of LF or CRLF)."""
     if position <= 2:
         return body[:position] in (b"", b"\n", b"\r\n", b"\n\n")
@@ -132,7 +132,7 @@ def stream_place(body: bytes) -> int | None:
 
 
 def _strip_object(body: bytes) -> tuple[bytes, bytes | None]:
-    if not _MAY_NAME.search(body):
+    if not may_name(body):
         return body, None
     end = len(body.rstrip(_JSON_SPACE)) - 1
     start = body.rfind(_JSON_MEMBER, 0, end)
@@ -159,17 +159,27 @@ def _last_name(body: bytes) -> str | None:
 
 def _strip_stream(body: bytes) -> tuple[bytes, bytes | None]:
     place = stream_place(body)
-    if place is None:
-        return body, None
-    event = _last_event(body, place)
-    if not _MAY_NAME.search(event):
+    return (body, None) if place is None else strip_at(body, place)
+
+
+def strip_at(body: bytes, place: int, earlier: bytes | None = None) -> tuple[bytes, bytes | None]:
+    """Take the span before `place` out of the end of an event stream; `earlier` is the head of what stood before it.
+
+    Returns:
+        As `strip`.
+
+    Raises:
+        MalformedError: as `strip`.
+    """
+    event = last_event(body, place)
+    if not may_name(event):
         return body, None
     start = place - len(event)
     mark = event.find(_SPAN_ATTESTATION)
     if mark >= 0 and event.endswith(_SPAN_END):
         head = event[: mark + len(_SPAN_ATTESTATION)]
         attestation = _canonical(event[len(head) : -len(_SPAN_END)])
-        if attestation is not None and head == last_head(body, start):
+        if attestation is not None and head == (last_head(body, start) or earlier):
             return body[:start] + body[place:], attestation
     if _names_attestation(_event_data(event)):
         raise MalformedError(
@@ -178,7 +188,12 @@ def _strip_stream(body: bytes) -> tuple[bytes, bytes | None]:
     return body, None
 
 
-def _last_event(body: bytes, place: int) -> bytes:
+def may_name(data: bytes) -> bool:
+    """Tell whether `data` can name `attestation`; where this is false, no spelling of the name stands in it."""
+    return _MAY_NAME.search(data) is not None
+
+
+def last_event(body: bytes, place: int) -> bytes:
     """Return the last event before `place` that is not empty, with everything up to `place`."""
     content_end = len(body[:place].rstrip(b"\r\n"))
     # The two kinds of blank line can overlap, so each is looked for from the start.
