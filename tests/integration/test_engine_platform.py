@@ -8,10 +8,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from agents import QWEN, Naps, audit, judge, make_state, pcr_of, release, running, start
+from agents import QWEN, WORKLOAD, Naps, audit, judge, make_state, pcr_of, release, running, start
 from tpms import CC_PCR_EXTEND, CC_QUOTE, Tpm, extend_command
 
 from quotary_attest.agent import Agent, NewOutput, StartRefused, Unavailable, World
+from quotary_attest.roots import CommitSteps, Quote, RootGone
+from quotary_attest.state import read_identity
+from quotary_attest.tpm.root import TpmOptions, TpmRoot
 from quotary_attest.workload import Workload
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.bindings import ZERO, chain_extend
@@ -262,4 +265,51 @@ async def test_an_agent_can_be_closed_while_its_tpm_is_gone(tpm: Tpm, folder: Pa
     release(tpm)  # what an agent that lost its TPM could not flush; a resource manager would have
     async with running(tpm, folder) as agent:
         await attested(agent, b"x")
+    assert audit(folder).gaps == []
+
+
+class LateRoot(TpmRoot):
+    """Gives one commit up as a root does whose deadline passed, and keeps what the hardware answered after all."""
+
+    late: tuple[CommitSteps, Quote] | None = None
+    armed = False
+
+    async def commit(self, digest: bytes, steps: CommitSteps | None = None) -> Quote:
+        if not self.armed or steps is None:
+            return await super().commit(digest, steps)
+        self.armed = False
+        answers: list[Quote] = []
+
+        class Late(CommitSteps):
+            before, between = steps.before, steps.between
+
+            def after(self, quote: Quote) -> None:
+                answers.append(quote)
+
+        await super().commit(digest, Late())
+        self.late = steps, answers[0]
+        raise RootGone("the tpm did not answer in time", hint="")
+
+
+async def test_a_root_that_answers_after_its_commit_was_given_up_writes_nothing(
+    tpm: Tpm, folder: Path
+) -> None:
+    make_state(tpm, folder)
+    root = LateRoot(read_identity(folder).tpm, tpm.tcti, TpmOptions())
+    await root.reconnect()
+    async with Agent(folder, root=root, workload=WORKLOAD) as agent:
+        root.armed = True
+        with pytest.raises(Unavailable, match="did not answer in time"):
+            await agent.attest(b"given up")
+        await until(agent, "running")
+        await attested(agent, b"after")
+        assert root.late is not None
+        steps, quote = root.late
+        commits = agent.store.commits
+        with pytest.raises(RootGone, match="after its commit was given up"):
+            steps.after(quote)
+        with pytest.raises(RootGone, match="after its commit was given up"):
+            steps.before()
+        assert agent.store.commits == commits
+        await attested(agent, b"at last")
     assert audit(folder).gaps == []

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from ima_logs import ima_entry
-from tpms import CC_PCR_EXTEND, CC_PCR_READ, CC_QUOTE, Tpm, extend_command
+from tpms import CC_PCR_EXTEND, CC_PCR_READ, CC_QUOTE, Between, Tpm, extend_command
 
-from quotary_attest.roots import ForeignExtend, PlatformUnknown, Root
+from quotary_attest.roots import CommitSteps, ForeignExtend, PlatformUnknown, Quote, Root
 from quotary_attest.tpm.errors import TpmBusy, TpmConflict, TpmError
 from quotary_attest.tpm.ima import DEFAULT_LOG
 from quotary_attest.tpm.root import TpmOptions, TpmRoot, open_root
@@ -86,12 +86,27 @@ async def test_a_fresh_quote_extends_nothing(tpm: Tpm, root: TpmRoot) -> None:
     assert quote.pcrs[root.chain_pcr] == bytes(32)
 
 
-async def test_between_is_called_after_the_extend_and_before_the_quote(tpm: Tpm, root: TpmRoot) -> None:
-    seen: list[tuple[int, int]] = []
+async def test_each_step_of_a_commit_is_called_at_its_place(tpm: Tpm, root: TpmRoot) -> None:
     counts = tpm.board.counts
     start = counts[CC_PCR_EXTEND], counts[CC_QUOTE]
-    await root.commit(D[0], between=lambda: seen.append((counts[CC_PCR_EXTEND], counts[CC_QUOTE])))
-    assert seen == [(start[0] + 1, start[1])]
+    seen: list[tuple[str, int, int]] = []
+
+    class Steps(CommitSteps):
+        def before(self) -> None:
+            self.note("before")
+
+        def between(self) -> None:
+            self.note("between")
+
+        def after(self, quote: Quote) -> None:
+            assert parse_attest(quote.attest).extra_data == D[0]
+            self.note("after")
+
+        def note(self, name: str) -> None:
+            seen.append((name, counts[CC_PCR_EXTEND] - start[0], counts[CC_QUOTE] - start[1]))
+
+    await root.commit(D[0], Steps())
+    assert seen == [("before", 0, 0), ("between", 1, 0), ("after", 1, 1)]
 
 
 async def test_after_a_crash_between_the_extend_and_the_quote_the_same_digest_is_quoted_without_a_second_extend(
@@ -104,7 +119,7 @@ async def test_after_a_crash_between_the_extend_and_the_quote_the_same_digest_is
         raise Crash
 
     with pytest.raises(Crash):
-        await root.commit(D[0], between=crash)
+        await root.commit(D[0], Between(crash))
     state = await root.platform()
     assert state.pcrs[root.chain_pcr] == chain_extend(bytes(32), D[0])
     quote = await root.quote(D[0])

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import AsyncIterator
 
 import pytest
-from tpms import CC_PCR_EXTEND, CC_QUOTE, Tpm
+from tpms import CC_PCR_EXTEND, CC_QUOTE, Between, Tpm
 
 from quotary_attest.roots import PlatformReset, PlatformUnknown, RootGone
 from quotary_attest.tpm.errors import TpmGone
@@ -154,7 +154,7 @@ async def test_all_who_wait_learn_that_the_tpm_is_gone(tpm: Tpm, root: TpmRoot) 
         tpm.gone()
 
     outcomes = await asyncio.gather(
-        root.commit(D[0], between=cut), *(root.commit(digest) for digest in D[1:6]), return_exceptions=True
+        root.commit(D[0], Between(cut)), *(root.commit(digest) for digest in D[1:6]), return_exceptions=True
     )
     assert [type(outcome) for outcome in outcomes] == [TpmGone] * 6
 
@@ -162,7 +162,7 @@ async def test_all_who_wait_learn_that_the_tpm_is_gone(tpm: Tpm, root: TpmRoot) 
 async def test_a_power_cut_between_extend_and_quote_shows_at_the_reconnect(tpm: Tpm, root: TpmRoot) -> None:
     before = await root.commit(D[0])
     with pytest.raises(TpmGone):
-        await root.commit(D[1], between=tpm.power_cut)
+        await root.commit(D[1], Between(tpm.power_cut))
     tpm.start()
     state = await root.reconnect()
     assert state.clock.reset_count == before.clock.reset_count + 1
@@ -185,7 +185,7 @@ async def test_the_start_counter_never_falls_over_power_cuts(tpm: Tpm, root: Tpm
 async def test_many_power_cuts_do_not_lock_the_keys(tpm: Tpm, root: TpmRoot) -> None:
     for step in range(8):
         with pytest.raises(TpmGone):
-            await root.commit(D[step], between=tpm.power_cut)
+            await root.commit(D[step], Between(tpm.power_cut))
         tpm.start()
         await root.reconnect()
     await root.commit(D[9])

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from dtpm import HEADER, Switchboard
+from quotary_attest.roots import CommitSteps
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.emulator import Emulator
 from quotary_attest.tpm.keys import make_identity
@@ -28,6 +29,17 @@ from quotary_attest.tpm.model import TpmIdentity
 CC_QUOTE, CC_PCR_EXTEND, CC_PCR_READ = 0x158, 0x182, 0x17E
 _CC_STARTUP, _CC_SHUTDOWN = 0x144, 0x145
 _SU_CLEAR, _SU_STATE = 0, 1
+
+
+class Between(CommitSteps):
+    """Does something between the extend and the quote of a commit."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action = action
+
+    def between(self) -> None:
+        """Do it."""
+        self._action()
 
 
 class Machine(Protocol):

@@ -10,7 +10,7 @@ Specification: design section 2 (chain PCR), section 3 (hardware line, TPM), sec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -105,6 +105,22 @@ class Quote:
     firmware_version: int
 
 
+class CommitSteps:
+    """What is done about the two commands of a commit, on the root's own thread: it saves the way to others and back.
+
+    A step that raises ends the job there. These do nothing.
+    """
+
+    def before(self) -> None:
+        """Come before the extend."""
+
+    def between(self) -> None:
+        """Come after the extend and before the quote."""
+
+    def after(self, quote: Quote) -> None:
+        """Come after the quote."""
+
+
 @runtime_checkable
 class EvidenceRoot(Protocol):
     """A root that binds a digest into evidence: TPM, SEV-SNP, TDX, Nitro, a GPU."""
@@ -164,11 +180,11 @@ class Root(EvidenceRoot, Protocol):
         """
         ...
 
-    async def commit(self, digest: bytes, *, between: Callable[[], None] | None = None) -> Quote:
+    async def commit(self, digest: bytes, steps: CommitSteps | None = None) -> Quote:
         """Extend the chain PCR by `digest` and quote the same digest, as one job: two commands.
 
-        `between` is called on the worker's thread after the extend and before the quote (crash points).
-        Raises as `quote`. When it raises after the extend, `platform` shows whether the extend took place.
+        Raises as `quote`, and what a step raises. When it raises after the extend, `platform` shows whether the
+        extend took place.
         """
         ...
 

@@ -9,8 +9,10 @@ TPM works.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from quotary_attest.engine.assemble import Sealed, support_of
@@ -20,7 +22,7 @@ from quotary_attest.engine.outputs import Leaves
 from quotary_attest.engine.position import Position
 from quotary_attest.log.journal import StagedBatch
 from quotary_attest.log.tree import Growth, entry_hashes
-from quotary_attest.roots import ForeignExtend, PlatformReset, Quote
+from quotary_attest.roots import CommitSteps, ForeignExtend, PlatformReset, Quote, RootGone
 from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.hardware import HardwareLine, encode_hardware_line
 from quotary_verifier.tlog.note import Note, sign_ed25519
@@ -106,44 +108,46 @@ class Committer:
         return (batch.note, batch.digest) == (text, commit_digest(self.host.origin, batch.first, text))
 
     async def make(self, plan: Plan, meanwhile: Callable[[], Awaitable[None]] | None = None) -> Made:
-        """Stage a batch and commit it; `meanwhile` runs while the TPM works.
+        """Stage a batch and commit it; `meanwhile` runs while the TPM quotes.
 
         Raises RootError or StoreError; then `staged` tells whether the batch is on disk without its commit.
         """
-        host = self.host
-        await host.files.run(lambda: host.store.stage(plan.batch))
-        self.staged = plan.batch
-        host.world.crash("staged")
-        return await self.finish(plan, extend=True, meanwhile=meanwhile)
+        return await self._bind(plan, meanwhile, stage=True)
 
-    async def finish(
-        self, plan: Plan, *, extend: bool, meanwhile: Callable[[], Awaitable[None]] | None = None
-    ) -> Made:
+    async def finish(self, plan: Plan, *, extend: bool) -> Made:
         """Do what is left of a staged batch's commit: all of it, or, after its extend, the quote and the rest."""
-        host, batch = self.host, plan.batch
-        crash = host.world.crash
-        started = host.world.monotonic()
-        binding = (
-            host.root.commit(batch.digest, between=lambda: crash("extended"))
-            if extend
-            else (host.root.quote(batch.digest))
-        )
-        working = asyncio.ensure_future(binding)
+        if extend:
+            return await self._bind(plan, None, stage=False)
+        host = self.host
+        steps = _Steps(self, plan, stage=False)
+        quote = await host.root.quote(plan.batch.digest)
+        await host.files.run(lambda: steps.after(quote))
+        return self._made(plan, steps)
+
+    async def _bind(
+        self, plan: Plan, meanwhile: Callable[[], Awaitable[None]] | None, *, stage: bool
+    ) -> Made:
+        steps = _Steps(self, plan, stage=stage)
+        working = asyncio.ensure_future(self.host.root.commit(plan.batch.digest, steps))
+        working.add_done_callback(lambda _: steps.extended.set())
         try:
             if meanwhile is not None:
+                await steps.extended.wait()
                 await meanwhile()
         finally:
-            quote = await working
-        seconds = host.world.monotonic() - started
-        crash("quoted")
-        self._check(plan, quote)
-        commit, support = self._commit_of(batch, quote)
-        await host.files.run(lambda: host.store.commit(commit, batch, plan.growth))
-        crash("in-history")
+            try:
+                await working
+            finally:
+                steps.leave()
+        return self._made(plan, steps)
+
+    def _made(self, plan: Plan, steps: _Steps) -> Made:
+        """Take note of a commit that is in the history."""
+        batch, (commit, support, boot) = plan.batch, steps.result
         self.staged = None
         self.unapplied.append(plan)
-        self.position = Position(batch.digest, quote.clock.boot, chain_extend(batch.before, batch.digest))
-        return Made(Sealed(commit.note, support, self.epochs.current.view), seconds)
+        self.position = Position(batch.digest, boot, chain_extend(batch.before, batch.digest))
+        return Made(Sealed(commit.note, support, self.epochs.current.view), steps.seconds)
 
     async def apply(self) -> None:
         """Update tree and records with all that is in the history."""
@@ -162,6 +166,13 @@ class Committer:
         """Make applied batches durable where they are, so that their journals can go."""
         await self.host.background.run(self.host.store.sync)
         self.host.world.crash("synced")
+
+    def record(self, plan: Plan, quote: Quote) -> tuple[Commit, TpmSupport]:
+        """Put a commit into the history, durable. Raises as `_check`, and StoreError."""
+        self._check(plan, quote)
+        commit, support = self._commit_of(plan.batch, quote)
+        self.host.store.commit(commit, plan.batch, plan.growth)
+        return commit, support
 
     def _check(self, plan: Plan, quote: Quote) -> None:
         """Hold the quote against what the verifier will demand of it, before anything relies on it.
@@ -194,3 +205,65 @@ class Committer:
         blob = self.epochs.current.blob
         stored = CommitSupport(identifier, support.pcrs, batch.before, host.certificate_names, blob)
         return Commit(batch.first, note, (stored,)), support
+
+
+class _Steps(CommitSteps):
+    """What the disk does about a commit's two commands, on the root's thread: no hop between threads costs time.
+
+    Who gave the commit up calls `leave`. A root that answers after that, when the batch may be on its way anew,
+    finds nothing left to do.
+    """
+
+    def __init__(self, committer: Committer, plan: Plan, *, stage: bool) -> None:
+        self.extended = asyncio.Event()
+        self.seconds = 0.0
+        self._committer = committer
+        self._plan = plan
+        self._stage = stage
+        self._loop = asyncio.get_running_loop()
+        self._world = committer.host.world
+        self._begun = self._world.monotonic()
+        self._lock = threading.Lock()
+        self._left = False
+        self._result: tuple[Commit, TpmSupport, tuple[int, int]] | None = None
+
+    @property
+    def result(self) -> tuple[Commit, TpmSupport, tuple[int, int]]:
+        """The commit as it stands in the history, its support, and the boot that it was quoted in."""
+        if self._result is None:
+            raise RuntimeError("the root returned before the commit was in the history")
+        return self._result
+
+    def before(self) -> None:
+        """Put records and intended note on disk."""
+        with self._in_time():
+            if self._stage:
+                self._committer.host.store.stage(self._plan.batch)
+                self._committer.staged = self._plan.batch
+                self._world.crash("staged")
+            self._begun = self._world.monotonic()
+
+    def between(self) -> None:
+        """Let the rest of the process use the time of the quote."""
+        self._world.crash("extended")
+        self._loop.call_soon_threadsafe(self.extended.set)
+
+    def after(self, quote: Quote) -> None:
+        """Check the quote and put the commit into the history."""
+        self.seconds = self._world.monotonic() - self._begun
+        self._world.crash("quoted")
+        with self._in_time():
+            self._result = (*self._committer.record(self._plan, quote), quote.clock.boot)
+        self._world.crash("in-history")
+
+    def leave(self) -> None:
+        """Keep a job that is still running from writing anything more."""
+        with self._lock:
+            self._left = True
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
+        with self._lock:
+            if self._left:
+                raise RootGone("the root answered after its commit was given up", hint="it is made anew")
+            yield

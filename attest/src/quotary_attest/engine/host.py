@@ -54,13 +54,14 @@ CRASH_POINTS = (
     "event-on-disk",  # a workload event is on disk, not yet extended
     "event-extended",
     "staged",  # records and intended note are on disk
-    "extended",  # the chain PCR has been extended, nothing quoted (on the root's thread)
+    "extended",  # the chain PCR has been extended, nothing quoted
     "quoted",  # the quote is in memory only
     "in-history",  # the commit is in the history, nobody has been answered
     "applied",  # tree and records are updated
     "synced",  # and fsynced; the journal is gone
 )
-"""The steps at which `World.crash` is called, in their order."""
+"""The steps at which `World.crash` is called, in their order; those from "staged" on to "in-history" come on the root's
+thread."""
 
 
 class FileThread:

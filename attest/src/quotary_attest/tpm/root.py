@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from quotary_attest.roots import PlatformState, Quote
+from quotary_attest.roots import CommitSteps, PlatformState, Quote
 from quotary_attest.tpm.connection import Connection, Retry
 from quotary_attest.tpm.errors import TpmGone
 from quotary_attest.tpm.ima import DEFAULT_LOG, ImaReplay
@@ -99,9 +99,9 @@ class TpmRoot:
         """Quote PCRs 0-15; see `Root.quote`."""
         return await self._run(lambda session: session.quote(extra_data))
 
-    async def commit(self, digest: bytes, *, between: Callable[[], None] | None = None) -> Quote:
+    async def commit(self, digest: bytes, steps: CommitSteps | None = None) -> Quote:
         """Extend the chain PCR and quote the same digest; see `Root.commit`."""
-        return await self._run(lambda session: session.commit(digest, between))
+        return await self._run(lambda session: session.commit(digest, steps or CommitSteps()))
 
     async def bind(self, digest: bytes) -> bytes:
         """Commit, and return the evidence alone; see `EvidenceRoot.bind`."""

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from quotary_attest.roots import (
     QUOTED_PCRS,
     ClockReading,
+    CommitSteps,
     ForeignExtend,
     PlatformReset,
     PlatformState,
@@ -103,13 +104,15 @@ class Session:
         self._pcrs = values
         return before
 
-    def commit(self, digest: bytes, between: Callable[[], None] | None) -> Quote:
+    def commit(self, digest: bytes, steps: CommitSteps) -> Quote:
         """Extend the chain PCR and quote the same digest."""
+        steps.before()
         self._look_after_sleep()
         before = self.extend(self._identity.chain_pcr, digest)
-        if between is not None:
-            between()
-        return self._quote(digest, before)
+        steps.between()
+        quote = self._quote(digest, before)
+        steps.after(quote)
+        return quote
 
     def quote(self, extra_data: bytes) -> Quote:
         """Quote without any extend."""
