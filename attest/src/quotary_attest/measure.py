@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measuring what serves: weights, engine binary, arguments, and the agent's own code.
 
-A single file is measured by its SHA-256. Several shards are measured by the SHA-256 of a manifest with one line
-for each, in the order of the names' bytes, exactly as `LC_ALL=C sha256sum *.safetensors` prints it; so anybody
-can compute the same digest with coreutils: `LC_ALL=C sha256sum *.safetensors | sha256sum`.
+A single file is measured by its SHA-256. Several files, and a model folder, are measured by the SHA-256 of a manifest
+with one line for each file, in the order of the names' bytes, exactly as `LC_ALL=C sha256sum` prints it; so anybody
+can compute the same digest with coreutils: `LC_ALL=C sha256sum *.safetensors | sha256sum`. What stands in the manifest
+is what stands in OpenSSF model-signing's manifest of the same files, names and SHA-256 digests (ADR 35).
 
 Specification: docs/spec/workload-log.md, design section 3, "Workload log".
 """
@@ -12,52 +13,70 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
+from quotary_attest.measuring.errors import MeasureError, SignatureError
+from quotary_attest.measuring.files import Identity, MeasuredFile, Progress, hash_file, hash_files
+from quotary_attest.measuring.folder import check_file_name, model_files, part_of
+from quotary_attest.measuring.verity import KnownDigests
 from quotary_verifier.wire.records import Link
 
-_BUFFER: Final = 1 << 20
-
-Progress = Callable[[int], None]
-"""Called with the number of bytes that were hashed since the last call."""
-
-
-class MeasureError(Exception):
-    """A file could not be measured: it cannot be read, or it changed meanwhile. The message names it."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredFile:
-    """One file: its base name, length in bytes and SHA-256."""
-
-    name: str
-    size: int
-    digest: bytes
+__all__ = [
+    "Identity",
+    "KnownDigests",
+    "MeasureError",
+    "MeasuredFile",
+    "Measurement",
+    "ModelFile",
+    "Progress",
+    "SignatureError",
+    "join_arguments",
+    "manifest",
+    "measure_code",
+    "measure_file",
+    "measure_files",
+    "model_size",
+    "openssf_digest",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one or several files together measure to: 32 bytes, and the files in manifest order."""
+    """What one or several files together measure to: 32 bytes, and the files in manifest order. `folder` is the model
+    folder whose files they are, None for files that were named one by one."""
 
     digest: bytes
     files: tuple[MeasuredFile, ...]
+    folder: Path | None = None
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    @property
+    def parts(self) -> Mapping[str, bytes]:
+        """For a folder the digest of each part of the model, by the part's name: what a change of the whole came from.
+
+        Each is the SHA-256 of the manifest lines of the part's files.
+        """
+        if self.folder is None:
+            return {}
+        names = sorted({part_of(file.name) for file in self.files})
+        return {part: _manifest_digest([f for f in self.files if part_of(f.name) == part]) for part in names}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model to be measured: the name that requests use, its weights files, and the link to the engine."""
+    """A model to be measured: the name that requests use, its files or its one folder, the link to the engine, and
+    where its OpenSSF signature lies (None: at the usual place, if there is one)."""
 
     name: str
     paths: tuple[Path, ...]
     link: Link = Link.CONFIGURED
+    signature: Path | None = None
 
 
 def measure_file(path: Path, progress: Progress | None = None) -> MeasuredFile:
@@ -66,56 +85,67 @@ def measure_file(path: Path, progress: Progress | None = None) -> MeasuredFile:
     Raises:
         MeasureError: it cannot be read, is no regular file, or changed while it was read.
     """
-    digest = hashlib.sha256()
-    buffer = bytearray(_BUFFER)
-    view = memoryview(buffer)
-    size = 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            before = _identity(file.fileno())
-            while size <= before[0] and (count := file.readinto(buffer)):
-                digest.update(view[:count])
-                size += count
-                if progress is not None:
-                    progress(count)
-            after = _identity(file.fileno())
-    except OSError as error:
-        raise MeasureError(f"cannot read {path}: {error.strerror}") from error
-    if before != after or size != after[0]:
-        raise MeasureError(f"{path} changed while it was measured")
-    return MeasuredFile(path.name, size, digest.digest())
+    return hash_file(path, progress)
 
 
-def _identity(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
-
-
-def measure_files(paths: Sequence[Path], progress: Progress | None = None) -> Measurement:
-    """Measure one file or the shards of one model; the order of `paths` does not matter.
+def measure_files(
+    paths: Sequence[Path], progress: Progress | None = None, *, known: KnownDigests | None = None
+) -> Measurement:
+    """Measure one file, the files of one model (in any order), or one model folder. Files are hashed side by side.
 
     Raises:
         MeasureError: as `measure_file`; or no file, two of one name, or a name with a newline or backslash, which
             a manifest could not hold unescaped.
     """
+    named, folder = _files_of(paths)
+    files = hash_files(named, progress, known=known)
+    if folder is None and len(files) == 1:
+        return Measurement(files[0].digest, files)
+    return Measurement(_manifest_digest(files), files, folder)
+
+
+def model_size(paths: Sequence[Path]) -> int:
+    """Return the bytes that measuring these paths will read. Raises MeasureError."""
+    total = 0
+    for _, path in _files_of(paths)[0]:
+        try:
+            total += path.stat().st_size
+        except OSError as error:
+            raise MeasureError(f"cannot read {path}: {(error.strerror or 'it failed').lower()}") from error
+    return total
+
+
+def _files_of(paths: Sequence[Path]) -> tuple[list[tuple[str, Path]], Path | None]:
+    """Return name and path of every file, in manifest order, and the folder if that is what was named."""
+    if any(path.is_dir() for path in paths):
+        if len(paths) > 1:
+            raise MeasureError(f"{paths[0]} is not the only path of its model, and one of them is a folder")
+        return model_files(paths[0]), paths[0]
     ordered = sorted(paths, key=lambda path: os.fsencode(path.name))
-    names = [path.name for path in ordered]
-    if not names:
+    if not ordered:
         raise MeasureError("there is no file to measure")
+    names = [path.name for path in ordered]
     for name, following in zip(names, [*names[1:], None], strict=True):
         if name == following:
             raise MeasureError(f"two files to measure have the name {name}")
-        if "\n" in name or "\\" in name:
-            raise MeasureError(f"the file name {name!r} holds a newline or backslash")
-    files = tuple(measure_file(path, progress) for path in ordered)
-    if len(files) == 1:
-        return Measurement(files[0].digest, files)
-    return Measurement(hashlib.sha256(manifest(files)).digest(), files)
+        check_file_name(name)
+    return list(zip(names, ordered, strict=True)), None
 
 
 def manifest(files: Iterable[MeasuredFile]) -> bytes:
-    """Return the manifest of several shards: `<64 hex digits>  <name>` and a newline for each."""
+    """Return the manifest of several files: `<64 hex digits>  <name>` and a newline for each."""
     return b"".join(file.digest.hex().encode() + b"  " + os.fsencode(file.name) + b"\n" for file in files)
+
+
+def _manifest_digest(files: Iterable[MeasuredFile]) -> bytes:
+    return hashlib.sha256(manifest(files)).digest()
+
+
+def openssf_digest(files: Iterable[MeasuredFile]) -> bytes:
+    """Return the digest by which an OpenSSF model signature names the model as a whole: SHA-256 of the files' digests,
+    joined in the order of their paths, compared part by part. It commits to no names, so it identifies nothing here."""
+    ordered = sorted(files, key=lambda file: file.name.split("/"))
+    return hashlib.sha256(b"".join(file.digest for file in ordered)).digest()
 
 
 def measure_code(packages: Sequence[Path]) -> bytes:
@@ -129,10 +159,16 @@ def measure_code(packages: Sequence[Path]) -> bytes:
     lines = []
     for package in packages:
         for path in package.rglob("*.py"):
-            measured = measure_file(path)
-            lines.append((path.relative_to(package.parent).as_posix(), measured.digest))
+            lines.append((path.relative_to(package.parent).as_posix(), _content_digest(path)))
     text = "".join(f"{digest.hex()}  {name}\n" for name, digest in sorted(lines))
     return hashlib.sha256(text.encode()).digest()
+
+
+def _content_digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
+        raise MeasureError(f"cannot read {path}: {(error.strerror or 'it failed').lower()}") from error
 
 
 def join_arguments(arguments: Sequence[str]) -> bytes:

@@ -17,13 +17,17 @@ from typing import Final
 import quotary_attest
 import quotary_verifier
 from quotary_attest.measure import (
+    KnownDigests,
     Measurement,
     ModelFile,
     Progress,
     join_arguments,
     measure_code,
     measure_files,
+    openssf_digest,
 )
+from quotary_attest.measuring.openssf import ModelSignature, check_signature, signature_of
+from quotary_attest.measuring.signers import Signers
 from quotary_verifier.logs.workload import (
     SECRET_SALT_BYTES,
     TYPE_AGENT,
@@ -39,6 +43,10 @@ Random = Callable[[int], bytes]
 DetailValue = str | int | bool | bytes
 
 AGENT_NAME: Final = "quotary-attest"
+TYPE_ADAPTER: Final = "adapter"
+TYPE_TOKENIZER: Final = "tokenizer"
+TYPE_CHAT_TEMPLATE: Final = "chat_template"
+PART_TYPES: Final = (TYPE_ADAPTER, TYPE_TOKENIZER, TYPE_CHAT_TEMPLATE)
 MAX_NAME: Final = 500
 """Bytes of a name: an event has room for 512, and what is said of an engine's arguments adds a word."""
 
@@ -68,8 +76,29 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What is given to the engine beside a model and changes what it answers: an adapter, a tokenizer or a chat
+    template. `type` is one of PART_TYPES, `digest` that of its file or folder, as for a model."""
+
+    type: str
+    name: str
+    digest: bytes
+    details: Mapping[str, DetailValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for another type, or a name that no verifier would read."""
+        if self.type not in PART_TYPES:
+            raise ValueError(f"a part of a model is one of {', '.join(PART_TYPES)}")
+        check_name(self.name)
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
-    """The model server: a name such as `vllm`, the SHA-256 of its executable, and its command line."""
+    """The model server: a name such as `vllm`, the SHA-256 of its executable, and its command line.
+
+    `environment` is the variables that it runs with, as `NAME=value`; `details` may say its `version` and container
+    `image`, as the operator states them, and hold the `code` digest of the folders that it runs from.
+    """
 
     name: str
     digest: bytes
@@ -88,6 +117,7 @@ class Workload:
 
     models: tuple[ServedModel, ...] = ()
     engine: Engine | None = None
+    parts: tuple[Part, ...] = ()
 
     def model(self, name: str) -> ServedModel | None:
         """Return the model that requests call `name`."""
@@ -125,6 +155,8 @@ def events_of(
     for model in workload.models:
         details = dict(model.details)
         events.append((WorkloadEvent(TYPE_MODEL, model.name, model.weights, details), ()))
+    for part in workload.parts:
+        events.append((WorkloadEvent(part.type, part.name, part.digest, dict(part.details)), ()))
     return events
 
 
@@ -145,10 +177,43 @@ def agent_event(*, software_tpm: bool) -> WorkloadEvent:
     return WorkloadEvent(TYPE_AGENT, AGENT_NAME, _agent_digest(), details)
 
 
-def served_model(file: ModelFile, measured: Measurement) -> ServedModel:
-    """Return a measured model as an epoch lists it."""
-    details: dict[str, DetailValue] = {"files": len(measured.files), "bytes": measured.size}
+def served_model(
+    file: ModelFile, measured: Measurement, signature: ModelSignature | None = None
+) -> ServedModel:
+    """Return a measured model as an epoch lists it, with what its signature says where it has one."""
+    details: dict[str, DetailValue] = {"files": len(measured.files), "bytes": measured.size, **measured.parts}
+    if measured.folder is not None:
+        details["openssf"] = openssf_digest(measured.files)
+    if all(each.verity for each in measured.files):
+        details["verity"] = True
+    if signature is not None:
+        details["signature"] = signature.status
+        if signature.signer:
+            details["signer"] = signature.signer
+        if signature.reason:
+            details["signature_reason"] = signature.reason
     return ServedModel(file.name, measured.digest, file.link, details)
+
+
+def measure_model(
+    file: ModelFile,
+    progress: Progress | None = None,
+    *,
+    signers: Signers = Signers(),  # noqa: B008 - frozen, and nobody is trusted
+    known: KnownDigests | None = None,
+) -> tuple[ServedModel, Measurement]:
+    """Measure a model's files, and verify its OpenSSF signature if it has one. Minutes for large models.
+
+    Raises:
+        MeasureError: a file cannot be measured.
+        SignatureError: the signature is false, or does not cover these files.
+    """
+    measured = measure_files(file.paths, progress, known=known)
+    lies = file.signature or signature_of(file.paths)
+    signature = None
+    if lies is not None:
+        signature = check_signature(lies, measured.files, signers, folder=measured.folder is not None)
+    return served_model(file, measured, signature), measured
 
 
 def measure_models(files: Sequence[ModelFile], progress: Progress | None = None) -> tuple[ServedModel, ...]:
@@ -157,4 +222,15 @@ def measure_models(files: Sequence[ModelFile], progress: Progress | None = None)
     Raises:
         MeasureError: a file cannot be measured.
     """
-    return tuple(served_model(file, measure_files(file.paths, progress)) for file in files)
+    return tuple(measure_model(file, progress)[0] for file in files)
+
+
+def measure_part(kind: str, name: str, path: Path, progress: Progress | None = None) -> Part:
+    """Measure an adapter, a tokenizer or a chat template that is given to the engine apart from its model.
+
+    Raises:
+        MeasureError: a file cannot be measured.
+        ValueError: the kind is none of PART_TYPES, or the name cannot be used.
+    """
+    measured = measure_files([path], progress)
+    return Part(kind, name, measured.digest, {"files": len(measured.files), "bytes": measured.size})
