@@ -37,6 +37,7 @@ from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
 from quotary_attest.engine.stored import Stored
 from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import Store
+from quotary_attest.metrics import NO_METRICS, Metrics
 from quotary_attest.roots import Root
 from quotary_attest.serving.aliases import alias_secret_of
 from quotary_attest.state import (
@@ -64,6 +65,7 @@ class Agent:
         resume: bool = False,
         world: World | None = None,
         max_queue: int = MAX_QUEUE,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         """Describe an agent for the origin in `folder`; `open` starts it.
 
@@ -73,6 +75,7 @@ class Agent:
         self._folder, self._tpm, self._root = folder, tpm, root
         self._workload, self._resume = workload or Workload(), resume
         self._world, self._max_queue = world or World(), max_queue
+        self._metrics = metrics
         self._parts: tuple[Host, Engine, Stored] | None = None
         self._closed = False
 
@@ -125,7 +128,7 @@ class Agent:
                 root = await _reach(identity, self._tpm)
             check_root(identity, root)
             store = await asyncio.to_thread(Store.open, state.log)
-            return Host(state, identity, store, root, self._world)
+            return Host(state, identity, store, root, self._world, self._metrics)
         except BaseException:
             if state is not None:
                 state.close()
@@ -325,6 +328,10 @@ class Agent:
         """Take up newly installed AK certificates. Raises StateError or Unavailable."""
         await self._engine.reload_certificates()
 
+    def alive(self, limit: float) -> bool:
+        """Tell whether the engine's task runs, and has not been at one thing for more than `limit` seconds."""
+        return self._parts is not None and self._engine.alive(limit)
+
     def status(self) -> dict[str, Any]:
         """Return what an operator wants to see, as JSON can hold it."""
         engine, host = self._engine, self._host
@@ -344,8 +351,12 @@ class Agent:
             "workload_pcr": host.tpm.workload_pcr,
             "models": list(self.models),
             "certificates": len(host.certificates),
-            "commit_seconds": round(engine.seconds, 4),
-            "commit_interval": engine.interval,
+            "commit_seconds": round(engine.pulse.seconds, 4),
+            "commit_interval": engine.pulse.interval,
+            "queued": engine.queued,
+            "epochs": engine.epochs.generation,
+            "starts": host.state.read_starts(),
+            "certificate_expiry": host.certificate_expiry,
         }
 
 

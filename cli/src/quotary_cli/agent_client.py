@@ -118,7 +118,7 @@ def status(state: Path | None, path: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"schema": STATUS_SCHEMA, **answer})
         return
-    show({key: _text(value) for key, value in answer.items() if value not in ("", [])}, as_json=False)
+    show({key: _text(value) for key, value in answer.items() if value not in ("", [], None)}, as_json=False)
 
 
 def _outputs(path: Path, answer: dict[str, Any], count: int) -> list[tuple[str, bytes]]:

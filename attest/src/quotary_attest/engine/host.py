@@ -16,6 +16,7 @@ from nacl.signing import SigningKey
 
 from quotary_attest.engine.outputs import Random, RandomPool, wall_clock
 from quotary_attest.log.store import Store
+from quotary_attest.metrics import NO_METRICS, Metrics
 from quotary_attest.roots import Root
 from quotary_attest.state import HostIdentity, StateError, StateFolder, read_certificates
 from quotary_verifier.evidence.tpm_keys import AttestationKey, attestation_key
@@ -86,7 +87,13 @@ class Host:
     """An origin on this host: its identity and keys, its log, its root of trust."""
 
     def __init__(
-        self, folder: StateFolder, identity: HostIdentity, store: Store, root: Root, world: World
+        self,
+        folder: StateFolder,
+        identity: HostIdentity,
+        store: Store,
+        root: Root,
+        world: World,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         tpm = identity.genesis.tpm
         if tpm is None:
@@ -103,10 +110,12 @@ class Host:
         self.store = store
         self.root = root
         self.world = world
+        self.metrics = metrics
         self.files = FileThread("files")
         self.background = FileThread("records")
         self.certificates: tuple[bytes, ...] = ()
         self.certificate_names: tuple[bytes, ...] = ()
+        self.certificate_expiry: int | None = None
 
     @property
     def own_pcrs(self) -> tuple[int, int]:
@@ -123,6 +132,8 @@ class Host:
         check_leaf(found, self.ak_spki)
         names = await self.files.run(lambda: tuple(self.store.put_blob(der) for der in found))
         self.certificates, self.certificate_names = found, names
+        leaf = x509.load_der_x509_certificate(found[0]) if found else None
+        self.certificate_expiry = None if leaf is None else int(leaf.not_valid_after_utc.timestamp())
 
     async def close(self) -> None:
         """Close root, log and folder, in that order; what is applied is synced first."""

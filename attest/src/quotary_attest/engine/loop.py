@@ -22,6 +22,7 @@ from quotary_attest.engine.epochs import Epochs
 from quotary_attest.engine.errors import AgentError, Busy, StartRefused, Unavailable
 from quotary_attest.engine.host import Host
 from quotary_attest.engine.outputs import Delivered, Leaves, NewOutput, Pending
+from quotary_attest.engine.pulse import Pulse
 from quotary_attest.engine.start import Starter, refused
 from quotary_attest.engine.waiting import Waiting, settle
 from quotary_attest.log.errors import DamagedError, StorageFailed, StoreError
@@ -39,15 +40,8 @@ MAX_QUEUE: Final = 1 << 16
 MAX_JOBS: Final = 64
 """Fresh quotes and epochs that may wait; more get Busy."""
 
-SLOW_SECONDS: Final = 0.05
-"""Where extend and quote take longer than this, commits follow each other at once."""
-
-COMMIT_INTERVAL: Final = 0.05
-"""The least seconds between the begins of two commits where the TPM is faster than that."""
-
 _SLICE: Final = 64
 _SYNC_LEAVES: Final = 1 << 16
-_SMOOTHING: Final = 0.2
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _FINAL = (StartRefused, StorageFailed, DamagedError)
@@ -63,8 +57,7 @@ class Engine:
         self.waiting = Waiting()
         self.state = "starting"
         self.reason: tuple[str, str] | None = ("the agent is starting", "")
-        self.commits = 0
-        self.seconds = 0.0
+        self.pulse = Pulse(host)
         self._starter = Starter(host, self.epochs, self.committer)
         self._max_queue = max_queue
         self._template = Template(host.genesis_record)
@@ -74,7 +67,6 @@ class Engine:
         self._holding = False
         self._closing = False
         self._wake = asyncio.Event()
-        self._begun_at = 0.0
         self._delivery: asyncio.Task[None] | None = None
         # clear while a batch is on its way to disk, for which everything else can wait
         self._staged = asyncio.Event()
@@ -101,7 +93,7 @@ class Engine:
                     raise
             except ForeignExtend as error:
                 raise refused(self.host, error) from error
-        self._learn(made.seconds)
+        self.pulse.learn(made.seconds)
         self._accept()
         self._task = asyncio.create_task(self._run(), name="quotary-engine")
 
@@ -162,6 +154,15 @@ class Engine:
         """Take up newly installed certificates for the commits that follow. Raises StateError, Unavailable."""
         await self._do(self.host.load_certificates)
 
+    @property
+    def queued(self) -> int:
+        """How many outputs wait for the next commit."""
+        return len(self._queue)
+
+    def alive(self, limit: float) -> bool:
+        """Tell whether the task runs, and has not been at one thing for more than `limit` seconds."""
+        return self._task is not None and not self._task.done() and not self.pulse.stuck(limit)
+
     async def close(self) -> None:
         """Commit what is queued if the root is there, then stop. Twice is fine."""
         self._closing = True
@@ -201,24 +202,20 @@ class Engine:
                 break
             self._wake.clear()
             self._tidy()
+            self.pulse.rest()
             await self._wake.wait()
+        self.pulse.work()
         if self._jobs:
             job, future = self._jobs.popleft()
             await settle(job, future)
         if self._queue:
-            wait = self._begun_at + self.interval - self.host.world.monotonic()
-            if wait > 0:
+            if (wait := self.pulse.due_in) > 0:
                 await self.host.world.sleep(wait)
             await self._commit()
 
-    @property
-    def interval(self) -> float:
-        """Seconds that a commit begins after the last one at the earliest."""
-        return 0.0 if self.seconds > SLOW_SECONDS else COMMIT_INTERVAL
-
     async def _commit(self) -> None:
         """Commit all that is queued."""
-        self._begun_at = self.host.world.monotonic()
+        self.pulse.begin()
         queued, self._queue = self._queue, []
         self._flying = outputs = self._encoded(queued)
         if not outputs:
@@ -242,7 +239,7 @@ class Engine:
         finally:
             self._staged.set()
         self._flying = []
-        self._learn(made.seconds)
+        self.pulse.committed(outputs, made.seconds)
         self._delivery = asyncio.create_task(self._deliver(self._delivery, outputs, parts, made.sealed))
         self._tidy()
 
@@ -280,11 +277,6 @@ class Engine:
             for place, pending in enumerate(outputs[first : first + _SLICE], first):
                 self.waiting.deliver(pending, Delivered(pending.output.output_id, parts[place], sealed))
             await asyncio.sleep(0)
-
-    def _learn(self, seconds: float) -> None:
-        """Follow how long extend and quote take on this TPM."""
-        self.commits += 1
-        self.seconds = seconds if self.commits == 1 else self.seconds + _SMOOTHING * (seconds - self.seconds)
 
     def _tidy(self) -> None:
         """Bring tree and records up to the history, beside the commits that follow."""
@@ -341,8 +333,10 @@ class Engine:
             self._fail_all()
             if self._closing:
                 return
+            self.pulse.failed(error)
             if isinstance(error, _FINAL):
                 self._stop(error)
+                self.pulse.rest()
                 await asyncio.Future()
             try:
                 await self._take_up(error)
