@@ -30,9 +30,10 @@ from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.verdict import Outcome, Report, Verdict, in_order, make_verdict
 from quotary_verifier.recipe.witness import Witnessed
 from quotary_verifier.tlog.checkpoint import Checkpoint
-from quotary_verifier.wire.attestation import Attestation, KnownSupports
+from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import Output
+from quotary_verifier.wire.shared import SharedParts
 
 NO_WITNESS = (
     "no witness cosigned: a host that keeps two histories across a reboot, or shows each reader another one, "
@@ -225,12 +226,10 @@ class VerifiedCommit:
         "_alone",
         "_at",
         "_commit",
-        "_genesis",
-        "_note",
         "_notices",
         "_outcomes",
         "_policy",
-        "_supports",
+        "_shared",
         "_unknown",
     )
 
@@ -240,9 +239,7 @@ class VerifiedCommit:
         # What a later checkpoint shows holds for the one leaf whose path came with it.
         self._alone = bool(parsed.later or parsed.boot_logs)
         self._commit = commit
-        self._genesis = parsed.genesis
-        self._note = parsed.note
-        self._supports = KnownSupports(parsed.supports)
+        self._shared = SharedParts(parsed)
         self._outcomes = [outcome for outcome in run.outcomes if outcome[0] not in _LEAF_STEPS]
         self._notices = list(run.notices)
         self._unknown = [text for text in run.not_understood if text.startswith(("genesis", "note"))]
@@ -255,10 +252,10 @@ class VerifiedCommit:
             NotChecked: as `verify`.
         """
         policy, commit = self._policy, self._commit
+        parsed = self._shared.read(attestation)
+        if parsed is None or self._alone or question.at != self._at:
+            return verify(attestation, question, policy)
         try:
-            parsed = Attestation.decode(attestation, self._supports)
-            if not self._covers(parsed, question):
-                return verify(attestation, question, policy)
             record = Output.decode(parsed.record)
             match = _match(question, policy, record)
             if question.request is not None:
@@ -273,17 +270,6 @@ class VerifiedCommit:
         except (MalformedError, EvidenceError, UnsupportedError):
             return verify(attestation, question, policy)
         return make_verdict(partial(self._report, question, parsed, record, match, model))
-
-    def _covers(self, parsed: Attestation, question: Question) -> bool:
-        return (
-            parsed.note == self._note
-            and parsed.genesis == self._genesis
-            and parsed.supports is self._supports.supports
-            and not self._alone
-            and not parsed.later
-            and not parsed.boot_logs
-            and question.at == self._at
-        )
 
     def _report(
         self,

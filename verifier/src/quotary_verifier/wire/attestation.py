@@ -84,16 +84,6 @@ class TpmSupport:
         return support
 
 
-class KnownSupports:
-    """Supports that were read before, beside what they were read from."""
-
-    __slots__ = ("items", "supports")
-
-    def __init__(self, supports: tuple[TpmSupport, ...]) -> None:
-        self.items = [support.fields() for support in supports]
-        self.supports = supports
-
-
 def _pcrs(value: dict[Any, Any]) -> dict[int, bytes]:
     if not _PCRS.issuperset(value):
         raise MalformedError("TPM support: a PCR is not a number from 0 to 15")
@@ -161,8 +151,8 @@ class Attestation:
         return cbor.encode(fields)
 
     @classmethod
-    def decode(cls, data: bytes, known: KnownSupports | None = None) -> Attestation:
-        """Read an attestation. Where its supports are the `known` ones, those stand in it and are not read again.
+    def decode(cls, data: bytes) -> Attestation:
+        """Read an attestation.
 
         Raises:
             MalformedError: it is none.
@@ -177,18 +167,12 @@ class Attestation:
             index=fields.uint(4, _MAX_INDEX),
             path=_path(fields.octets(5, 0, MAX_PATH)),
             note=fields.octets(6, 1, MAX_NOTE),
-            supports=_supports(fields.array(7, MAX_SUPPORTS), known),
+            supports=tuple([TpmSupport.read(item) for item in fields.array(7, MAX_SUPPORTS)]),
             request_key=fields.maybe_octets(8, REQUEST_KEY_BYTES),
             boot_logs=_boot_logs(fields.mapping(9, MAX_BOOT_LOGS)) if fields.has(9) else {},
             later=_later(fields.array(10, MAX_LATER_CHECKPOINTS)) if fields.has(10) else (),
             not_understood=fields.finish(),
         )
-
-
-def _supports(items: list[Any], known: KnownSupports | None) -> tuple[TpmSupport, ...]:
-    if known is not None and items == known.items:
-        return known.supports
-    return tuple([TpmSupport.read(item) for item in items])
 
 
 def _path(path: bytes) -> bytes:

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all attestations of one commit share, and reading what is left of one that shares it.
+
+An attestation is a map in deterministic encoding (docs/spec/attestation.md), so the fields 3, 6 and 7 of two outputs of
+one commit are the same bytes. Where they are, only record, index, path and request key need to be read, and where
+each of these has the one encoding that deterministic CBOR allows, the whole is what `Attestation.decode` accepts.
+"""
+
+from __future__ import annotations
+
+from quotary_verifier.wire import cbor
+from quotary_verifier.wire.attestation import DIGEST_BYTES, REQUEST_KEY_BYTES, Attestation
+from quotary_verifier.wire.limits import MAX_ATTESTATION, MAX_PATH, MAX_RECORD
+
+_HEADS = (b"\xa8\x00\x10\x01\x01\x02", b"\xa9\x00\x10\x01\x01\x02")
+"""Maps of eight and nine fields, kind 16, version 1, and the key of the record."""
+_REQUEST_KEY = b"\x08\x58\x20"
+_BYTES = 0x40
+_INDIRECT = 24
+
+
+class SharedParts:
+    """Genesis record, note and supports of one commit, as they stand in every attestation of it."""
+
+    __slots__ = ("_first", "_genesis", "_tail")
+
+    def __init__(self, first: Attestation) -> None:
+        """Take the parts from an attestation that `Attestation.decode` read."""
+        supports = [support.fields() for support in first.supports]
+        self._first = first
+        self._genesis = b"\x03" + cbor.encode(first.genesis) + b"\x04"
+        self._tail = b"\x06" + cbor.encode(first.note) + b"\x07" + cbor.encode(supports)
+
+    def read(self, data: bytes) -> Attestation | None:
+        """Return what `Attestation.decode` returns for an attestation that has these parts and none that is optional
+        but the request key; None for everything else, malformed or not."""
+        if len(data) > MAX_ATTESTATION or data[:6] not in _HEADS:
+            return None
+        start, end = _octets(data, 6)
+        if not 0 < end - start <= MAX_RECORD or not data.startswith(self._genesis, end):
+            return None
+        index, position = _uint(data, end + len(self._genesis))
+        if data[position : position + 1] != b"\x05":
+            return None
+        path, path_end = _octets(data, position + 1)
+        if (path_end - path) % DIGEST_BYTES or path_end - path > MAX_PATH:
+            return None
+        if not data.startswith(self._tail, path_end):
+            return None
+        rest = data[path_end + len(self._tail) :]
+        key = None
+        if data[0] & 1:
+            if len(rest) != 3 + REQUEST_KEY_BYTES or not rest.startswith(_REQUEST_KEY):
+                return None
+            key = rest[3:]
+        elif rest:
+            return None
+        first = self._first
+        return Attestation(
+            data[start:end], first.genesis, index, data[path:path_end], first.note, first.supports, key
+        )
+
+
+def _octets(data: bytes, position: int) -> tuple[int, int]:
+    """Return begin and end of the byte string at `position`, of fewer than 65,536 bytes; (0, -1) if there is none."""
+    head = data[position : position + 3]
+    if len(head) < 3 or head[0] < _BYTES:
+        return 0, -1
+    size = head[0] - _BYTES
+    position += 1
+    if size == 24:
+        size = head[1]
+        position += 1
+        if size < _INDIRECT:
+            return 0, -1
+    elif size == 25:
+        size = head[1] << 8 | head[2]
+        position += 2
+        if size < 256:
+            return 0, -1
+    elif size > 25:
+        return 0, -1
+    if position + size > len(data):
+        return 0, -1
+    return position, position + size
+
+
+def _uint(data: bytes, position: int) -> tuple[int, int]:
+    """Return the unsigned integer at `position`, of fewer than 2^32, and where it ends; (0, -1) if there is none."""
+    head = data[position : position + 1]
+    if not head or head[0] > 26:
+        return 0, -1
+    value = head[0]
+    position += 1
+    if value < _INDIRECT:
+        return value, position
+    size = 1 << (value - _INDIRECT)
+    value = int.from_bytes(data[position : position + size])
+    if position + size > len(data) or value < (_INDIRECT, 1 << 8, 1 << 16)[size >> 1]:
+        return 0, -1
+    return value, position + size
