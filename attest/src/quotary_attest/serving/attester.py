@@ -8,9 +8,12 @@ nothing can be attested now, Busy where the queue is full, UnknownOutput, NotSer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from quotary_attest.engine.outputs import Delivered, NewOutput
+
+STATEMENT_ID: Final = bytes(24)
+"""In the place of an output id: the newest statement of the host. No output has this id."""
 
 
 class LogReader(Protocol):
@@ -62,7 +65,10 @@ class Attester(Protocol):
         ...
 
     async def fetch(self, output_id: bytes, timeout: float) -> bytes:  # noqa: ASYNC109 - part of the seam
-        """Return an attestation, waiting up to `timeout` seconds for one on its way (then TimeoutError)."""
+        """Return an attestation, waiting up to `timeout` seconds for one on its way (then TimeoutError).
+
+        `STATEMENT_ID` asks for that of the host's statement.
+        """
         ...
 
     async def fresh_quote(self, nonce: bytes) -> bytes:

@@ -17,6 +17,8 @@ import aiohttp
 from aiohttp import web
 
 from quotary_attest.serving.attester import Attester
+from quotary_attest.serving.doors import PREFIXES as DOOR_PREFIXES
+from quotary_attest.serving.doors import add_doors
 from quotary_attest.serving.errors import (
     Handler,
     Refusal,
@@ -35,7 +37,8 @@ from quotary_attest.serving.headers import (
     request_headers,
     response_headers,
 )
-from quotary_attest.serving.reading import FETCH_SECONDS, PUBLISHED, fetching, publishing
+from quotary_attest.serving.pages import open_to_pages
+from quotary_attest.serving.reading import FETCH_SECONDS, PUBLISHED, fetching, publishing, stating
 from quotary_attest.serving.relay import StreamRelay, WholeRelay, is_json, pass_through
 from quotary_attest.serving.ticket import Recorder, Ticket
 from quotary_attest.serving.upstream import Upstream
@@ -64,6 +67,8 @@ class ProxyConfig:
     """The longest attestation that goes into a body."""
     fetch_seconds: float = FETCH_SECONDS
     connect_timeout: float = 10.0
+    doors: bool = True
+    """Whether the proxy itself answers the paths of `quotary_attest.serving.doors`; else they pass to the engine."""
 
 
 class Proxy:
@@ -79,9 +84,13 @@ class Proxy:
         )
         app.router.add_post(CHAT_PATH, self._attested)
         app.router.add_post(COMPLETIONS_PATH, self._attested)
-        app.router.add_get(
-            _OWN + "/attestations/{id}", fetching(attester, seconds=config.fetch_seconds), allow_head=False
-        )
+        doors = DOOR_PREFIXES if config.doors else ()
+        open_to_pages(app, _OWN + "/", *doors)
+        if config.doors:
+            add_doors(app, attester, seconds=config.fetch_seconds)
+        fetch = fetching(attester, seconds=config.fetch_seconds, aliases=True)
+        app.router.add_get(_OWN + "/attestations/{id}", fetch)
+        app.router.add_get(_OWN + "/statement", stating(attester))
         app.router.add_get(f"{_OWN}/{PUBLISHED}", publishing(attester))
         app.router.add_route("*", "/quotary{rest:(?:/.*)?}", _nothing_here)
         app.router.add_route("*", "/{path:.*}", self._forwarded)
