@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's side of the serving link: an agent in another process, used like one in this.
+
+`RemoteAttester` is what a worker's proxy and the middleware inside an engine work with. It needs no HTTP library, no
+TPM library and no thread. Where the agent is gone it says so at once and never waits for it: what was on its way fails
+with Unavailable, and `outage` is set until a new connection stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from quotary_attest.engine.errors import AgentError, Busy, Unavailable
+from quotary_attest.engine.outputs import Delivered, NewOutput, check_output, make_output_id, wall_clock
+from quotary_attest.serving.attester import LogReader
+from quotary_attest.serving.link.frames import MAX_REPLY, FrameReader, FrameWriter, frame
+from quotary_attest.serving.link.messages import (
+    MAX_PENDING,
+    OK,
+    VERSION,
+    Ask,
+    Tell,
+    error_of,
+    output_map,
+)
+from quotary_attest.serving.refusals import logger
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.wire.names import OUTPUT_ID_BYTES
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+_HEARTBEAT: Final = 5.0
+_UNANSWERED: Final = 3
+_SERVE_SECONDS: Final = 60.0
+_SLACK_SECONDS: Final = 5.0
+_MAX_BUFFERED: Final = 64 * 1024 * 1024
+_SECRET: Final = 32
+
+
+class Received(Delivered):
+    """A finished output whose attestation came over the link."""
+
+    __slots__ = ("_encoded",)
+
+    def __init__(self, output_id: bytes, encoded: bytes) -> None:
+        self.output_id = output_id
+        self._encoded = encoded
+
+    @property
+    def encoded(self) -> bytes:
+        """The attestation's bytes."""
+        return self._encoded
+
+
+class _Link(asyncio.Protocol):
+    """One connection to the agent. It is up from the agent's greeting on."""
+
+    def __init__(self, owner: RemoteAttester) -> None:
+        self._owner = owner
+        self._reader = FrameReader(MAX_REPLY)
+        self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
+        self._number = 0
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self.stock: deque[bytes] = deque()
+        self.issued: set[bytes] = set()
+        self.unanswered = 0
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the greeting."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._writer = FrameWriter(transport, frame)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in answers and news."""
+        self.unanswered = 0
+        try:
+            for number, status, *values in self._reader.feed(data):
+                if number:
+                    self._answer(number, status, values)
+                else:
+                    self._news(status, values)
+        except MalformedError as error:
+            logger.error("the agent broke the protocol of the serving link: %s", error)
+            self.abort()
+
+    def pause_writing(self) -> None:
+        """Keep what is asked until the agent reads again."""
+        assert self._writer is not None
+        self._writer.pause()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        assert self._writer is not None
+        self._writer.resume()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Fail what is on its way."""
+        self._owner._down(self)
+        pending, self._pending = self._pending, {}
+        for future in pending.values():
+            if not future.done():
+                future.set_exception(Unavailable("the agent went away", hint="see the agent's own log"))
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def tell(self, operation: Ask, *values: Any) -> None:
+        """Send a notice."""
+        if self._writer is not None:
+            self._writer.put([0, operation, *values])
+
+    def ask(self, operation: Ask, *values: Any) -> tuple[int, asyncio.Future[Any]]:
+        """Send a request; return its number and the future of its answer. Raises Busy or Unavailable."""
+        if self._writer is None or self._transport is None or self._transport.is_closing():
+            raise Unavailable("the agent went away", hint="see the agent's own log")
+        if len(self._pending) >= MAX_PENDING or self._transport.get_write_buffer_size() > _MAX_BUFFERED:
+            raise Busy(f"{MAX_PENDING} requests wait for the agent already")
+        self._number += 1
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending[self._number] = future
+        self._writer.put([self._number, operation, *values])
+        return self._number, future
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for an answer any more."""
+        if self._pending.pop(number, None) is not None:
+            self.tell(Ask.CANCEL, number)
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Send what is queued, then close."""
+        if self._writer is not None and self._transport is not None:
+            self._writer.flush()
+            self._transport.close()
+
+    def _answer(self, number: int, status: int, values: list[Any]) -> None:
+        future = self._pending.pop(number, None)
+        if status == OK:
+            if len(values) != 1:
+                raise MalformedError("an answer is not one value")
+            if future is not None and not future.done():
+                future.set_result(values[0])
+            return
+        error = error_of(status, values)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def _news(self, what: int, values: list[Any]) -> None:
+        if what == Tell.IDS and len(values) == 1 and type(values[0]) is bytes:
+            fresh = values[0]
+            if len(fresh) % OUTPUT_ID_BYTES:
+                raise MalformedError("output ids of another length")
+            ids = [fresh[at : at + OUTPUT_ID_BYTES] for at in range(0, len(fresh), OUTPUT_ID_BYTES)]
+            self.stock.extend(ids)
+            self.issued.update(ids)
+            self._owner._up(self)
+        elif what == Tell.OUTAGE and len(values) == 1:
+            self._owner._set_outage(self, _outage_of(values[0]))
+        elif what == Tell.HELLO and len(values) == 3:
+            version, secret, outage = values
+            if version != VERSION or type(secret) is not bytes or len(secret) != _SECRET:
+                raise MalformedError("a greeting of another version")
+            self._owner._greeted(self, secret, _outage_of(outage))
+        elif what == Tell.REFUSED and not values:
+            self._owner._refused()
+        else:
+            raise MalformedError("news of another form")
+
+
+def _outage_of(value: Any) -> Exception | None:
+    if value is None:
+        return None
+    if type(value) is not list or len(value) != 2 or not all(type(part) is str for part in value):
+        raise MalformedError("an outage is not a message and a hint")
+    return Unavailable(value[0], hint=value[1])
+
+
+class RemoteLog:
+    """The published log, read over the link."""
+
+    def __init__(self, owner: RemoteAttester) -> None:
+        self._owner = owner
+
+    def serve(self, path: str) -> bytes:
+        """Return what is published at a path. To be called in a thread. Raises NotFound, StoreError, Unavailable."""
+        work = asyncio.run_coroutine_threadsafe(self._owner.read_log(path), self._owner.loop)
+        return work.result()
+
+
+class RemoteAttester:
+    """An agent in another process. An async context manager; it implements `quotary_attest.serving.attester`."""
+
+    def __init__(self, where: Path | socket.socket) -> None:
+        """`where` is the agent's socket in the file system, or a connected one that the agent handed down.
+
+        Only the former is connected again when the agent went away.
+        """
+        self._where = where
+        self._link: _Link | None = None
+        self._secret = bytes(_SECRET)
+        self._outage: Exception | None = Unavailable("the agent was not reached yet")
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        self.gone = asyncio.Event()
+        """Set for good once a connection that was handed down is lost."""
+
+    async def __aenter__(self) -> RemoteAttester:
+        """Begin to connect; `ready` waits for it."""
+        self._task = asyncio.create_task(self._keep_connected(), name="quotary-link")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect. What is on its way fails here and goes on in the agent."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def ready(self, seconds: float) -> bool:
+        """Wait until the agent can be asked; tell whether it can."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ready.wait()
+        return self._ready.is_set()
+
+    # -- the attester's interface
+
+    @property
+    def outage(self) -> Exception | None:
+        """Why nothing can be attested now: the agent's reason, or that it is not there."""
+        return self._outage
+
+    @property
+    def alias_secret(self) -> bytes:
+        """The origin's secret for aliases, 32 bytes."""
+        return self._secret
+
+    @property
+    def store(self) -> LogReader:
+        """The log, for reading in a thread."""
+        return RemoteLog(self)
+
+    def new_output_id(self) -> bytes:
+        """Return an id that the agent issued; where there is none, one that cannot be used."""
+        link = self._link
+        if link is not None and link.stock:
+            return link.stock.popleft()
+        return make_output_id(wall_clock(), os.urandom)
+
+    def reserve(self, output_id: bytes) -> None:
+        """Announce an output. Raises Unavailable where the agent is gone, Busy where it has not issued the id."""
+        link = self._link
+        if link is None:
+            raise self._outage or Unavailable("the agent went away")
+        if output_id not in link.issued:
+            raise Busy("the agent has more outputs to begin than it can follow")
+        link.tell(Ask.RESERVE, output_id)
+
+    def abandon(self, output_id: bytes) -> None:
+        """Take an announcement back."""
+        link = self._link
+        if link is not None and output_id in link.issued:
+            link.issued.discard(output_id)
+            link.tell(Ask.ABANDON, output_id)
+
+    def announce_alias(self, alias: bytes, output_id: bytes) -> None:
+        """Let an output that is announced be found by an alias, too."""
+        link = self._link
+        if link is not None and output_id in link.issued:
+            link.tell(Ask.ALIAS, alias, output_id)
+
+    async def submit(self, output: NewOutput) -> Delivered:
+        """Attest an output. Its source and the link to its engine are the agent's to say.
+
+        Raises:
+            Unavailable: the agent is gone, or went away since the output's id was made.
+            Busy, NotServed, ValueError: as the agent says.
+        """
+        check_output(output)
+        link, output_id = self._link, output.output_id
+        if link is None or output_id not in link.issued:
+            raise self._outage or Unavailable("the agent was started anew since this output began")
+        link.issued.discard(output_id)
+        _, answer = link.ask(Ask.SUBMIT, output_map(output))
+        return Received(output_id, _octets(await answer))
+
+    async def fetch(self, output_id: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
+        """Return an attestation, waiting up to `timeout` seconds for one on its way (then TimeoutError)."""
+        # the agent measures the time; ours only bounds a link that hangs
+        async with asyncio.timeout(timeout + _SLACK_SECONDS):
+            return _octets(await self._ask(Ask.FETCH, output_id, int(timeout * 1000)))
+
+    async def resolve(self, alias: bytes) -> bytes | None:
+        """Return the id of the newest output of an alias, None where there is none."""
+        found = await self._ask(Ask.RESOLVE, alias)
+        return None if found is None else _octets(found)
+
+    async def fresh_quote(self, nonce: bytes) -> bytes:
+        """Return a fresh quote over a caller's nonce of 8 to 64 bytes."""
+        return _octets(await self._ask(Ask.QUOTE, nonce))
+
+    async def read_log(self, path: str) -> bytes:
+        """Return what is published at a path. Raises NotFound, StoreError, Unavailable."""
+        async with asyncio.timeout(_SERVE_SECONDS):
+            return _octets(await self._ask(Ask.SERVE, path))
+
+    def status(self) -> dict[str, Any]:
+        """Return what this process knows of the agent: whether it can attest, and why not."""
+        outage = self._outage
+        reason = "" if outage is None else str(outage)
+        return {
+            "state": "running" if outage is None else "unavailable",
+            "reason": reason,
+            "hint": str(getattr(outage, "hint", "")),
+        }
+
+    async def _ask(self, operation: Ask, *values: Any) -> Any:
+        link = self._link
+        if link is None:
+            raise self._outage or Unavailable("the agent went away")
+        number, answer = link.ask(operation, *values)
+        try:
+            return await answer
+        finally:
+            link.forget(number)
+
+    # -- the connection
+
+    async def _keep_connected(self) -> None:
+        pause = _FIRST_PAUSE
+        try:
+            while True:
+                link = await self._connect()
+                if link is not None:
+                    await self._attend(link)
+                    if link.stock:
+                        pause = _FIRST_PAUSE
+                if isinstance(self._where, socket.socket):
+                    self.gone.set()
+                    return
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            if self._link is not None:
+                self._link.close()
+
+    async def _connect(self) -> _Link | None:
+        where = self._where
+        try:
+            if isinstance(where, socket.socket):
+                _, link = await self.loop.create_unix_connection(lambda: _Link(self), sock=where)
+            else:
+                _, link = await self.loop.create_unix_connection(lambda: _Link(self), str(where))
+        except OSError as error:
+            self._outage = Unavailable(
+                f"the agent cannot be reached: {(error.strerror or 'error').lower()}",
+                hint="is it running, and may this user use its serving socket?",
+            )
+            return None
+        return link
+
+    async def _attend(self, link: _Link) -> None:
+        """Stay until the connection is lost; drop one whose other end answers nothing for three heartbeats."""
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_HEARTBEAT):
+                        await asyncio.shield(link.lost)
+                        return
+                link.unanswered += 1
+                if link.unanswered > _UNANSWERED:
+                    logger.error("the agent does not answer on the serving link")
+                    link.abort()
+                    continue
+                with suppress(AgentError):
+                    link.ask(Ask.PING)
+        finally:
+            if not link.lost.done():
+                link.close()
+
+    def _greeted(self, link: _Link, secret: bytes, outage: Exception | None) -> None:
+        self._link, self._secret, self._outage = link, secret, outage
+
+    def _up(self, link: _Link) -> None:
+        if link is self._link:
+            self._ready.set()
+
+    def _set_outage(self, link: _Link, outage: Exception | None) -> None:
+        if link is self._link:
+            self._outage = outage
+
+    def _refused(self) -> None:
+        self._outage = Unavailable(
+            f"the agent refused uid {os.geteuid()}", hint="allow it in the agent's configuration"
+        )
+
+    def _down(self, link: _Link) -> None:
+        if link is self._link:
+            self._link = None
+            self._ready.clear()
+            self._outage = Unavailable("the agent went away", hint="see the agent's own log")
+
+
+def _octets(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise AgentError("the agent answered with something else than bytes")
+    return value

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection of the serving link, on the agent's side.
+
+What a peer may ask is bounded in number and size before it is read. An output's id is one that the agent issued on
+this very connection, so no peer can hand in an output under an id that another has. Breaking the protocol ends the
+connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final
+
+from quotary_attest.engine.errors import Busy, Unavailable
+from quotary_attest.engine.outputs import Delivered
+from quotary_attest.serving.attester import Attester
+from quotary_attest.serving.link.frames import MAX_REQUEST, FrameReader, FrameWriter, frame
+from quotary_attest.serving.link.messages import (
+    MAX_PENDING,
+    OK,
+    STOCK,
+    VERSION,
+    Ask,
+    Tell,
+    error_parts,
+    read_output,
+)
+from quotary_attest.serving.refusals import logger
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
+from quotary_verifier.wire.names import OUTPUT_ID_BYTES
+from quotary_verifier.wire.records import Link, Source
+
+LinkOf = Callable[[str], Link | None]
+Admit = Callable[["Connection", asyncio.Transport], LinkOf | None]
+
+_MAX_WAIT: Final = 600_000
+_MAX_PATH: Final = 512
+_ALIAS: Final = 32
+
+
+def outage_parts(outage: Exception | None) -> list[str] | None:
+    """Return an outage as it is told: message and hint, or null."""
+    return None if outage is None else error_parts(outage)[1:]
+
+
+class Connection(asyncio.Protocol):
+    """Serves one peer. Made by `quotary_attest.serving.link.door.LinkDoor`."""
+
+    def __init__(
+        self,
+        attester: Attester,
+        source: Source,
+        *,
+        admit: Admit,
+        gone: Callable[[Connection], None],
+        tasks: set[asyncio.Task[Delivered]],
+    ) -> None:
+        """`admit` says whether a peer may use the agent; `tasks` keeps what outlives the connection."""
+        self.source = source
+        self._tasks = tasks
+        self._attester = attester
+        self._admit, self._gone = admit, gone
+        self._link_of: LinkOf | None = None
+        self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
+        self._reader = FrameReader(MAX_REQUEST)
+        self._issued: set[bytes] = set()
+        self._reserved: set[bytes] = set()
+        self._running: dict[int, asyncio.Task[Any]] = {}
+        self._submitted = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    # -- the transport's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet the peer, or refuse it."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._writer = FrameWriter(transport, _made)
+        self._link_of = self._admit(self, transport)
+        if self._link_of is None:
+            self._writer.put([0, Tell.REFUSED])
+            self._writer.flush()
+            transport.close()
+            return
+        attester = self._attester
+        self._writer.put([0, Tell.HELLO, VERSION, attester.alias_secret, outage_parts(attester.outage)])
+        self._issue()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what the peer sent."""
+        if self._link_of is None:
+            return
+        try:
+            for message in self._reader.feed(data):
+                self._take(message)
+        except MalformedError as error:
+            logger.warning("a peer broke the protocol of the serving link: %s", error)
+            self._abort()
+
+    def pause_writing(self) -> None:
+        """Let a peer that does not read its answers ask nothing more."""
+        assert self._writer is not None
+        assert self._transport is not None
+        self._writer.pause()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        assert self._writer is not None
+        assert self._transport is not None
+        self._writer.resume()
+        self._transport.resume_reading()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Forget what the peer waits for; what it handed in goes its way into the log."""
+        self._link_of = None
+        for task in self._running.values():
+            task.cancel()
+        for output_id in self._reserved:
+            self._attester.abandon(output_id)
+        self._reserved.clear()
+        self._issued.clear()
+        self._quiet.set()
+        self._gone(self)
+
+    # -- for the door
+
+    def tell(self, what: Tell, *values: Any) -> None:
+        """Tell the peer something that it did not ask for."""
+        if self._writer is not None:
+            self._writer.put([0, what, *values])
+
+    async def finish(self, seconds: float) -> None:
+        """Answer what was handed in, then close; a peer that does not take its answers is cut off."""
+        if self._transport is None:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._quiet.wait()
+        except TimeoutError:
+            self._abort()
+        if self._writer is not None:
+            self._writer.flush()
+        self._transport.close()
+
+    # -- what a peer asks
+
+    def _take(self, message: list[Any]) -> None:
+        number, operation, *values = message
+        handler = _HANDLERS.get((operation, len(values)))
+        if handler is None or (number == 0) != (operation in _NOTICES):
+            raise MalformedError(f"there is no operation {operation} of this form")
+        handler(self, number, *values)
+
+    def _submit(self, number: int, value: Any) -> None:
+        output = read_output(value, source=self.source)
+        output_id = output.output_id
+        if output_id in self._reserved:
+            self._reserved.discard(output_id)
+        elif output_id in self._issued:
+            self._issued.discard(output_id)
+        else:
+            raise MalformedError("an output has an id that was not issued for it")
+        assert self._link_of is not None
+        if output.model is not None:
+            output.link = self._link_of(output.model)
+        if self._submitted >= MAX_PENDING:
+            self._attester.abandon(output_id)
+            self._fail(number, Busy(f"{MAX_PENDING} outputs of one process wait already"))
+            return
+        self._submitted += 1
+        self._quiet.clear()
+        task = asyncio.get_running_loop().create_task(self._attester.submit(output))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._submission_ended, number))
+        self._issue()
+
+    def _submission_ended(self, number: int, task: asyncio.Task[Delivered]) -> None:
+        self._tasks.discard(task)
+        self._submitted -= 1
+        if not self._submitted:
+            self._quiet.set()
+        error = Unavailable("the agent is stopping") if task.cancelled() else task.exception()
+        if error is None:
+            self._put((number, task.result()))
+        else:
+            self._fail(number, error)
+
+    def _reserve(self, _: int, output_id: Any) -> None:
+        self._check(output_id, OUTPUT_ID_BYTES, "an output id")
+        if output_id not in self._issued:
+            raise MalformedError("an output is announced under an id that was not issued for it")
+        if len(self._reserved) >= MAX_PENDING:
+            raise MalformedError(f"more than {MAX_PENDING} outputs are announced")
+        self._issued.discard(output_id)
+        self._reserved.add(output_id)
+        self._attester.reserve(output_id)
+        self._issue()
+
+    def _abandon(self, _: int, output_id: Any) -> None:
+        self._check(output_id, OUTPUT_ID_BYTES, "an output id")
+        if output_id in self._reserved:
+            self._reserved.discard(output_id)
+            self._attester.abandon(output_id)
+            self._issue()
+
+    def _alias(self, _: int, alias: Any, output_id: Any) -> None:
+        self._check(alias, _ALIAS, "an alias")
+        self._check(output_id, OUTPUT_ID_BYTES, "an output id")
+        if output_id in self._reserved:
+            self._attester.announce_alias(alias, output_id)
+
+    def _resolve(self, number: int, alias: Any) -> None:
+        self._check(alias, _ALIAS, "an alias")
+        self._start(number, self._attester.resolve(alias))
+
+    def _fetch(self, number: int, output_id: Any, milliseconds: Any) -> None:
+        self._check(output_id, OUTPUT_ID_BYTES, "an output id")
+        if type(milliseconds) is not int or not 0 <= milliseconds <= _MAX_WAIT:
+            raise MalformedError(f"a fetch waits for up to {_MAX_WAIT} milliseconds")
+        self._start(number, self._attester.fetch(output_id, milliseconds / 1000))
+
+    def _cancel(self, _: int, number: Any) -> None:
+        task = self._running.get(number) if type(number) is int else None
+        if task is not None:
+            task.cancel()
+
+    def _quote(self, number: int, nonce: Any) -> None:
+        if type(nonce) is not bytes or not MIN_NONCE <= len(nonce) <= MAX_NONCE:
+            raise MalformedError(f"a nonce is {MIN_NONCE} to {MAX_NONCE} bytes")
+        self._start(number, self._attester.fresh_quote(nonce))
+
+    def _serve(self, number: int, path: Any) -> None:
+        if type(path) is not str or len(path) > _MAX_PATH:
+            raise MalformedError(f"a path of the log has up to {_MAX_PATH} characters")
+        self._start(number, asyncio.to_thread(self._attester.store.serve, path))
+
+    def _ping(self, number: int) -> None:
+        self._put([number, OK, None])
+
+    # -- answers
+
+    def _start(self, number: int, work: Coroutine[Any, Any, Any]) -> None:
+        if number in self._running or len(self._running) >= MAX_PENDING:
+            work.close()
+            raise MalformedError("a number is in use, or too many requests wait")
+        task = asyncio.create_task(work)
+        self._running[number] = task
+        task.add_done_callback(partial(self._ended, number))
+
+    def _ended(self, number: int, task: asyncio.Task[Any]) -> None:
+        del self._running[number]
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._put([number, OK, task.result()])
+        else:
+            self._fail(number, error)
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            error = Unavailable("the agent is stopping")
+        self._put([number, *error_parts(error)])
+
+    def _put(self, item: Any) -> None:
+        if self._link_of is not None and self._writer is not None:
+            self._writer.put(item)
+
+    def _issue(self) -> None:
+        """Fill up the peer's stock of ids once half of it is used."""
+        if len(self._issued) > STOCK // 2 or len(self._reserved) >= MAX_PENDING - STOCK:
+            return
+        fresh = [self._attester.new_output_id() for _ in range(STOCK - len(self._issued))]
+        self._issued.update(fresh)
+        self._put([0, Tell.IDS, b"".join(fresh)])
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    @staticmethod
+    def _check(value: Any, length: int, what: str) -> None:
+        if type(value) is not bytes or len(value) != length:
+            raise MalformedError(f"{what} is not {length} bytes")
+
+
+def _made(item: Any) -> bytes:
+    """Return an answer's frame; an attestation's bytes are joined only now."""
+    if type(item) is tuple:
+        number, delivered = item
+        return frame([number, OK, delivered.encoded])
+    return frame(item)
+
+
+_HANDLERS: Final[dict[tuple[int, int], Callable[..., None]]] = {
+    (Ask.SUBMIT, 1): Connection._submit,
+    (Ask.RESERVE, 1): Connection._reserve,
+    (Ask.ABANDON, 1): Connection._abandon,
+    (Ask.ALIAS, 2): Connection._alias,
+    (Ask.RESOLVE, 1): Connection._resolve,
+    (Ask.FETCH, 2): Connection._fetch,
+    (Ask.CANCEL, 1): Connection._cancel,
+    (Ask.QUOTE, 1): Connection._quote,
+    (Ask.SERVE, 1): Connection._serve,
+    (Ask.PING, 0): Connection._ping,
+}
+_NOTICES: Final = frozenset((Ask.RESERVE, Ask.ABANDON, Ask.ALIAS, Ask.CANCEL))

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's side of the serving link: who may connect, as what, and what one connection may do.
+
+A door has a *role*, which the peer has no say in: connections that the agent handed to workers of its own relay
+(source 0), those that came through the socket in the file system report (source 1). Whoever connects there is asked
+for by the kernel's word (`quotary_attest.serving.peers`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from quotary_attest.engine.errors import Unavailable
+from quotary_attest.engine.outputs import Delivered
+from quotary_attest.serving.attester import Attester
+from quotary_attest.serving.link.connection import Connection, LinkOf, outage_parts
+from quotary_attest.serving.link.messages import Tell
+from quotary_attest.serving.peers import Allowed, Peer, listen_on, peer_of
+from quotary_attest.serving.refusals import logger
+from quotary_verifier.wire.records import Link, Source
+
+_WATCH_SECONDS: Final = 0.05
+_LAST_WORDS_SECONDS: Final = 5.0
+
+EngineCheck = Callable[[Peer, str], Link]
+"""Says what is known of a peer that reports outputs of a model: is it the engine that was measured?"""
+
+
+def unchecked(_peer: Peer, _model: str) -> Link:
+    """Say that nothing was checked: the operator configured it so."""
+    return Link.CONFIGURED
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConfig:
+    """What an operator sets. By default only the agent's own user may connect."""
+
+    path: Path
+    allowed: Allowed = field(default_factory=lambda: Allowed(frozenset((os.geteuid(),))))
+    group: int | None = None
+    """The gid that shall own the socket; None leaves the agent's own."""
+    mode: int = 0o660
+    """Who gets as far as being asked who they are: 0666 where allowed users share no group with the agent."""
+
+
+class LinkDoor:
+    """Lets other processes of this host use the agent. Open it as an async context manager."""
+
+    def __init__(
+        self, attester: Attester, config: LinkConfig | None = None, *, check: EngineCheck = unchecked
+    ) -> None:
+        """Without `config` there is no socket in the file system, and only `adopt` makes connections."""
+        self._attester = attester
+        self._config = config
+        self._check = check
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[Delivered]] = set()
+        self._server: asyncio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def __aenter__(self) -> LinkDoor:
+        """Listen. Raises SocketInUse or OSError."""
+        if self._config is not None:
+            config = self._config
+            listener = listen_on(config.path, mode=config.mode, group=config.group)
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_unix_server(self._visitor, sock=listener)
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop listening, answer what was handed in, then close every connection."""
+        self._closing = True
+        if self._server is not None and self._config is not None:
+            self._server.close()
+            self._config.path.unlink(missing_ok=True)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        gone = Unavailable("the agent is stopping")
+        self._tell_outage(gone)
+        await asyncio.gather(*[connection.finish(_LAST_WORDS_SECONDS) for connection in self._connections])
+
+    async def adopt(self, connection: socket.socket) -> None:
+        """Serve a worker of the agent's own at the other end of a socket: what it hands in was relayed."""
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: self._connection(Source.RELAYED), connection)
+
+    def _visitor(self) -> asyncio.Protocol:
+        return self._connection(Source.MIDDLEWARE)
+
+    def _connection(self, source: Source) -> Connection:
+        return Connection(
+            self._attester, source, admit=self._admit, gone=self._connections.discard, tasks=self._tasks
+        )
+
+    def _admit(self, connection: Connection, transport: asyncio.Transport) -> LinkOf | None:
+        """Take a connection in; None where its peer may not use the agent."""
+        if self._closing:
+            return None
+        if connection.source is Source.RELAYED:
+            self._connections.add(connection)
+            return _as_measured
+        peer = peer_of(transport)
+        if peer is None or self._config is None or not self._config.allowed.admits(peer):
+            logger.warning("a process of uid %s was refused", "unknown" if peer is None else peer.uid)
+            return None
+        self._connections.add(connection)
+        logger.info("a process of uid %d uses the serving link", peer.uid)
+        return lambda model: self._check(peer, model)
+
+    async def _watch(self) -> None:
+        """Tell every connection when the agent can attest no more, and when it can again."""
+        known: Any = None
+        while True:
+            outage = self._attester.outage
+            told = None if outage is None else str(outage)
+            if told != known:
+                known = told
+                self._tell_outage(outage)
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    def _tell_outage(self, outage: Exception | None) -> None:
+        for connection in self._connections:
+            connection.tell(Tell.OUTAGE, outage_parts(outage))
+
+
+def _as_measured(_model: str) -> Link | None:
+    return None
