@@ -8,6 +8,7 @@ import asyncio
 import signal
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ async def check_restart(tpm: Tpm, folder: Path, death: Death, *, gaps: bool = Fa
         for number, (output_id, attestation) in enumerate(death.acknowledged.items()):
             judge(attestation, b"output %d" % number, agent.origin)
             assert await agent.fetch(output_id) == attestation
+            assert await agent.resolve(sha256(b"output %d" % number).digest()) == output_id
         delivered = await agent.attest(b"after the crash")
         judge(delivered.encoded, b"after the crash", agent.origin)
         chain = agent.status()["chain"]

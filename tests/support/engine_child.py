@@ -3,8 +3,8 @@
 
     python engine_child.py TCTI FOLDER POINT SKIP BODIES
 
-attests BODIES outputs one after another, and ends by SIGKILL the moment the crash point POINT is met for the
-(SKIP+1)-th time *after* the agent has started; a SKIP below zero counts from the beginning of the start instead:
+attests BODIES outputs one after another, each with the digest of its body as an alias, and
+ends by SIGKILL the moment the crash point POINT is met for the (SKIP+1)-th time *after* the agent has started; a SKIP below zero counts from the beginning of the start instead:
 -1 is the first time. Each acknowledged attestation is one line of hexadecimal digits on stdout.
 """
 
@@ -14,11 +14,12 @@ import asyncio
 import os
 import signal
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 from agents import WORKLOAD
 
-from quotary_attest.agent import Agent, World
+from quotary_attest.agent import Agent, NewOutput, World
 from quotary_attest.state import read_identity
 from quotary_attest.tpm.root import open_root
 
@@ -47,7 +48,8 @@ async def main(tcti: str, folder: Path, point: str, skip: int, bodies: int) -> N
     agent = await Agent.start(folder, root=root, workload=WORKLOAD, world=World(crash=crash))
     crash.started = True
     for number in range(bodies):
-        delivered = await agent.attest(b"output %d" % number)
+        body = sha256(b"output %d" % number).digest()
+        delivered = await agent.submit(NewOutput(agent.new_output_id(), {"body": body}, alias=body))
         print(delivered.encoded.hex(), flush=True)
     while agent.store.unsynced or agent.store.applied < agent.store.size:  # noqa: ASYNC110
         await asyncio.sleep(0.005)  # an idle agent syncs by itself
