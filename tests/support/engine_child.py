@@ -3,9 +3,10 @@
 
     python engine_child.py TCTI FOLDER POINT SKIP BODIES
 
-attests BODIES outputs one after another, each with the digest of its body as an alias, and
-ends by SIGKILL the moment the crash point POINT is met for the (SKIP+1)-th time *after* the agent has started; a SKIP below zero counts from the beginning of the start instead:
--1 is the first time. Each acknowledged attestation is one line of hexadecimal digits on stdout.
+attests BODIES outputs one after another, each with the digest of its body as an alias, and ends by SIGKILL the
+moment the crash point POINT is met for the (SKIP+1)-th time *after* the agent has started; a SKIP below zero counts
+from the beginning of the start instead: -1 is the first time. Each acknowledged attestation is one line of
+hexadecimal digits on stdout.
 """
 
 from __future__ import annotations
