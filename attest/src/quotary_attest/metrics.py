@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from quotary_verifier.wire.records import Source, State
 
 
-class Delivery(Enum):
+class Carried(Enum):
     """How an attestation was handed to the client of a proxy or of middleware."""
 
     INBAND = "inband"
@@ -39,7 +39,7 @@ class Unattested(Enum):
 class ServingMetrics(Protocol):
     """What serving counts. Cheap, and never raises."""
 
-    def delivered(self, how: Delivery, count: int = 1) -> None:
+    def delivered(self, how: Carried, count: int = 1) -> None:
         """Count attested answers by how the client gets the attestation."""
         ...
 
@@ -88,7 +88,7 @@ class Committed:
 class NoMetrics:
     """Counts nothing."""
 
-    def delivered(self, how: Delivery, count: int = 1) -> None:
+    def delivered(self, how: Carried, count: int = 1) -> None:
         """Do nothing."""
 
     def refused(self, code: str, count: int = 1) -> None:
@@ -114,7 +114,7 @@ class Tally:
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
 
-    def delivered(self, how: Delivery, count: int = 1) -> None:
+    def delivered(self, how: Carried, count: int = 1) -> None:
         """Count; see `ServingMetrics`."""
         self._counts["delivered", how.value] += count
 
@@ -136,7 +136,7 @@ def count_sums(metrics: ServingMetrics, sums: Iterable[tuple[str, str, int]]) ->
     """Count what another process's `Tally` took. Raises ValueError for an event or label that there is not."""
     for event, label, count in sums:
         if event == "delivered":
-            metrics.delivered(Delivery(label), count)
+            metrics.delivered(Carried(label), count)
         elif event == "refused":
             metrics.refused(label, count)
         elif event == "unattested":

@@ -25,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from quotary_attest.log.errors import StoreError
-from quotary_attest.metrics import Committed, Delivery, Unattested
+from quotary_attest.metrics import Committed, Carried, Unattested
 from quotary_attest.roots import ForeignExtend, PlatformReset, RootError, RootGone
 from quotary_verifier.wire.records import Source, State
 
@@ -95,7 +95,7 @@ class PrometheusMetrics:
         delivered = counter(
             "quotary_deliveries", "Attested answers, by how the client gets the attestation.", "delivery"
         )
-        self._delivered = {how: delivered.labels(how.value) for how in Delivery}
+        self._delivered = {how: delivered.labels(how.value) for how in Carried}
         refused = counter(
             "quotary_refusals", "Answers of the agent's own that are errors, by their code.", "code"
         )
@@ -150,7 +150,7 @@ class PrometheusMetrics:
         else:
             self._failures[word].inc()
 
-    def delivered(self, how: Delivery, count: int = 1) -> None:
+    def delivered(self, how: Carried, count: int = 1) -> None:
         """Count attested answers; see `ServingMetrics`."""
         self._delivered[how].inc(count)
 

@@ -12,11 +12,11 @@ from typing import Final
 
 from aiohttp import web
 
-from quotary_attest.metrics import NO_METRICS, Delivery, ServingMetrics, Unattested
+from quotary_attest.metrics import NO_METRICS, Carried, ServingMetrics, Unattested
 from quotary_attest.serving.errors import Handler
 
 _REFUSAL: Final = web.ResponseKey("refusal", str)
-_DELIVERY: Final = web.ResponseKey("delivery", Delivery)
+_DELIVERY: Final = web.ResponseKey("delivery", Carried)
 _UNATTESTED: Final = web.ResponseKey("unattested", Unattested)
 
 
@@ -25,7 +25,7 @@ def note_refusal(response: web.StreamResponse, code: str) -> None:
     response[_REFUSAL] = code
 
 
-def note_delivery(response: web.StreamResponse, how: Delivery) -> None:
+def note_delivery(response: web.StreamResponse, how: Carried) -> None:
     """Note that the answer is attested, and how its client gets the attestation."""
     response[_DELIVERY] = how
 
