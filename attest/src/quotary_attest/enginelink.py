@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How strongly an output is tied to the model that the agent measured: the seam between serving and the checks.
+
+0 *configured*: the operator says so. 1 *checked*: the process at the other end of the connection runs the measured
+engine and has the measured weights open, unchanged since. 2 *started*: besides, it is the process that this agent
+started with those files. What each means and does not mean stands in docs/threat-model.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from quotary_verifier.wire.records import Link
+
+Address = tuple[str, int]
+"""A numeric IP address and a port."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpPeer:
+    """A TCP connection to an engine: our end and its end."""
+
+    ours: Address
+    theirs: Address
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPeer:
+    """A process that connected to us on a Unix socket, as the kernel named it (SO_PEERCRED)."""
+
+    pid: int
+
+
+Peer = TcpPeer | ProcessPeer
+
+
+class EngineLink(Protocol):
+    """What can be said now of the engine behind a connection."""
+
+    def link(self, model: str, peer: Peer | None = None) -> Link:
+        """Return how the process at the other end of `peer` is tied to the weights measured as `model`.
+
+        `model` is a name, or the exact key of a model of the epoch in force (`ServedModel.key`). Without a peer
+        nothing ties an output to a process: CONFIGURED. Never raises; what cannot be checked is CONFIGURED.
+        """
+        ...
+
+    def holds(self, model: str) -> bool:
+        """Tell whether the files of a model are still what was measured; asked when an output ends."""
+        ...
+
+
+class ConfiguredLink:
+    """The operator's word: nothing is checked."""
+
+    def link(self, model: str, peer: Peer | None = None) -> Link:  # noqa: ARG002 - the seam's
+        """Return CONFIGURED."""
+        return Link.CONFIGURED
+
+    def holds(self, model: str) -> bool:  # noqa: ARG002 - the seam's
+        """Return true: nothing was claimed that could end."""
+        return True
+
+
+CONFIGURED_LINK = ConfiguredLink()

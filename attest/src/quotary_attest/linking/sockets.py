@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which socket of this host is at the other end of a TCP connection (Linux, sock_diag(7); procfs where it is closed
+to us).
+
+A socket is named by its inode, which is what `/proc/PID/fd` shows of it. Sockets of other network namespaces are not
+seen, so an engine in a container with a network of its own is not found.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Final
+
+from quotary_attest.enginelink import Address, TcpPeer
+
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_REQUEST: Final = 1
+_DUMP: Final = 0x300
+_DONE: Final = 3
+_HEADER: Final = struct.Struct("=IHHII")
+_QUERY: Final = struct.Struct("=BBBxI")
+_PORTS: Final = struct.Struct(">HH")
+_ANY: Final = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)
+_INODE: Final = 4 + 48 + 16
+_LISTENS: Final = 10
+_ALL_STATES: Final = 0xFFFFFFFF
+_TIMEOUT: Final = 1.0
+
+
+def peer_inodes(peer: TcpPeer) -> frozenset[int]:
+    """Return the inodes of the sockets that can be at the other end of a connection: that of the connection, or,
+    where its process has not taken it up yet or has closed it already, those that listen at its address. Empty where
+    the other end is not in this network namespace, or the kernel does not say."""
+    try:
+        inode = _connection(peer)
+        return frozenset((inode,)) if inode else frozenset(_listeners(peer.theirs))
+    except (OSError, ValueError, struct.error):
+        pass
+    try:
+        return _from_procfs(peer)
+    except (OSError, ValueError, IndexError):
+        return frozenset()
+
+
+def _connection(peer: TcpPeer) -> int:
+    """Return the inode of the engine's end; 0 where no process has it. Raises FileNotFoundError where it is
+    nowhere."""
+    family, address = _packed(peer.theirs[0])
+    other_family, other = _packed(peer.ours[0])
+    if family != other_family:
+        raise ValueError("the two ends have addresses of two kinds")
+    identity = _PORTS.pack(peer.theirs[1], peer.ours[1]) + address + other + _ANY
+    for found, ports, inode in _ask(family, identity, _ALL_STATES, 0):
+        if found != _LISTENS and ports == (peer.theirs[1], peer.ours[1]):
+            return inode
+    return 0
+
+
+def _listeners(address: Address) -> Iterator[int]:
+    """Yield the inodes of the sockets that listen at an address, those for any address included."""
+    wanted = ip_address(address[0])
+    families = (socket.AF_INET, socket.AF_INET6) if wanted.version == 4 else (socket.AF_INET6,)
+    for family in families:
+        identity = _PORTS.pack(address[1], 0) + bytes(32) + _ANY
+        for _, ports, inode in _ask(family, identity, 1 << _LISTENS, _DUMP):
+            if ports[0] == address[1] and inode:
+                yield inode
+
+
+@lru_cache(maxsize=1024)
+def _packed(address: str) -> tuple[socket.AddressFamily, bytes]:
+    parsed = ip_address(address.partition("%")[0])
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    family = socket.AF_INET if isinstance(parsed, IPv4Address) else socket.AF_INET6
+    return family, parsed.packed.ljust(16, b"\0")
+
+
+def _ask(
+    family: socket.AddressFamily, identity: bytes, states: int, flags: int
+) -> Iterator[tuple[int, tuple[int, int], int]]:
+    """Yield state, ports and inode of each socket that the kernel finds. Raises OSError."""
+    body = _QUERY.pack(family, socket.IPPROTO_TCP, 0, states) + identity
+    message = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _REQUEST | flags, 1, 0) + body
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as link:
+        link.settimeout(_TIMEOUT)
+        link.send(message)
+        while True:
+            data = link.recv(1 << 16)
+            at = 0
+            while at + _HEADER.size <= len(data):
+                length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+                if kind == _DONE:
+                    return
+                if kind != _SOCK_DIAG_BY_FAMILY:
+                    (number,) = struct.unpack_from("=i", data, at + _HEADER.size)
+                    if number == -2:  # ENOENT: no such socket
+                        return
+                    raise OSError(-number, os.strerror(-number))
+                start = at + _HEADER.size
+                ports = _PORTS.unpack_from(data, start + 4)
+                (inode,) = struct.unpack_from("=I", data, start + _INODE)
+                yield data[start + 1], ports, inode
+                at += (length + 3) & ~3
+            if not flags & _DUMP:
+                return
+
+
+def _from_procfs(peer: TcpPeer) -> frozenset[int]:
+    """The same from /proc/net/tcp and tcp6: slower, for where netlink sockets are forbidden. Raises OSError."""
+    connected: set[int] = set()
+    listening: set[int] = set()
+    theirs, ours = _canonical(peer.theirs), _canonical(peer.ours)
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            local, inode = _decoded(fields[1]), int(fields[9])
+            if not inode or local[1] != theirs[1]:
+                continue
+            if int(fields[3], 16) == _LISTENS:
+                listening.add(inode)
+            elif local == theirs and _decoded(fields[2]) == ours:
+                connected.add(inode)
+    return frozenset(connected or listening)
+
+
+def _canonical(address: Address) -> Address:
+    family, packed = _packed(address[0])
+    return str(ip_address(packed[: 4 if family == socket.AF_INET else 16])), address[1]
+
+
+def _decoded(text: str) -> Address:
+    """Read an address of /proc/net/tcp: words of 32 bits in the machine's order, and a port."""
+    words, port = text.split(":")
+    raw = b"".join(
+        int(words[at : at + 8], 16).to_bytes(4, "little" if _LITTLE else "big")
+        for at in range(0, len(words), 8)
+    )
+    return _canonical((str(ip_address(raw)), int(port, 16)))
+
+
+_LITTLE: Final = struct.pack("=H", 1) == b"\x01\x00"
