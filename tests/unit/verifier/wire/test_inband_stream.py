@@ -17,7 +17,8 @@ OTHER = b'data: {"id":"c-2","object":"o","created":1,"model":"m"}\r\n\r\n'
 NAMING = b'data: {"id":"c","object":"o","created":1,"model":"m","choices":[],"attestation":"QQ=="}\n\n'
 DONE = b"data: [DONE]\n\n"
 PARTS = [
-    CHUNK, OTHER, NAMING, DONE, b"\n", b"\r\n", b"\r", b"data: [DONE]", b"data: [DONE]\r\n", b": note\n\n", b"data: x\n",
+    CHUNK, OTHER, NAMING, DONE, b"\n", b"\r\n", b"\r", b"data: [DONE]", b"data: [DONE]\r\n", b": note\n\n",
+    b"data: x\n",
     b"event: e\ndata: {}\n\n", b'data: {"attest\\u0061tion":1}\n\n', b'data: {"attestation":', b'{"id":1}', b" ",
     b'{"id":1,"attestation":"QQ=="}', b'{"attestation":1}', b"\xef\xbb\xbf", b"data: {\n\n", b"plain",
 ]  # fmt: skip

@@ -75,6 +75,7 @@ class Stripper:
         if self._stream and self._place is None:
             out = self._release(self._cut(max(self._base, known - len(DONE) - 2)))
         if self.held > self._most:
+            self._window[self._base : self._base] = out
             raise MalformedError(f"more than {self._most} bytes of the body have no end of an event")
         return out
 
@@ -93,6 +94,13 @@ class Stripper:
             return window[self._base :]
         rest, self.attestation = strip_at(window, place, self._heads())
         return rest[self._base :]
+
+    def give_up(self) -> bytes:
+        """Return what is held, as it came: for who goes on with a body that `feed` or `finish` refused."""
+        held = bytes(self._window[self._base :])
+        self._window.clear()
+        self._base = 0
+        return held
 
     def _only_whole_events(self, data: bytes) -> bool:
         """Tell whether all of `data` may go out, as nearly always: whole events of which none is the last."""
@@ -116,7 +124,7 @@ class Stripper:
         return end
 
     def _boundary(self, scan: int) -> int:
-        """Return the last position of the window, from `scan` on, at which an event may begin, else the held's begin."""
+        """Return the last position of the window, from `scan` on, where an event may begin; 0 if there is none."""
         found = [self._window.rfind(blank, max(0, scan - 3)) + len(blank) for blank in _BLANK_LINES]
         ends = [end for end, blank in zip(found, _BLANK_LINES, strict=True) if end >= len(blank)]
         if ends:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client checks: a policy, and how it is applied to the answers that come."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from quotary_verifier import Policy, PolicyError, load_policy
+from quotary_verifier.policy.load import MAX_POLICY
+
+PolicySource: TypeAlias = Policy | str | bytes | os.PathLike[str]
+"""A policy, the path of one, or its text (a `str` of more than one line, or `bytes`)."""
+
+DOOR = "/quotary/v1/attestations/"
+"""Where a host hands out attestations by output id (docs/spec/serving.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes that a client takes from a host before it knows who that is.
+
+    `held`: an answer that is not a stream, or one event of a stream. `attestation`: one that is fetched. `kept`: of
+    an answer, for `Exchange.output`; of a longer one only the digest is kept.
+    """
+
+    held: int = 64 * 1024 * 1024
+    attestation: int = 1024 * 1024
+    kept: int = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """A policy and how it is applied. Wherever a policy can be given, `Checks` can.
+
+    Attributes:
+        policy: What is accepted.
+        origin: The log that answers must come from, besides what the policy says of origins.
+        on_failure: `raise` an error in place of the answer, or `attach` it: then the answer is handed out as it came,
+            and asking for its verdict raises.
+        unattested: Paths whose answers need no attestation, such as `/v1/models`; a final `*` stands for any rest. An
+            attestation that such an answer has all the same is checked.
+        request: Whether the attestation must be for the request's very bytes. Only a gateway that rewrites requests
+            makes it necessary to do without.
+        door: Where attestations are fetched by output id, relative to the request's URL or absolute.
+        limits: Bounds on what is taken from a host.
+        clock: The time of verification, in seconds since the epoch.
+        randomness: Makes nonces.
+    """
+
+    policy: PolicySource
+    origin: str | None = None
+    on_failure: Literal["raise", "attach"] = "raise"
+    unattested: tuple[str, ...] = ()
+    request: bool = True
+    door: str = DOOR
+    limits: Limits = Limits()
+    clock: Callable[[], float] = time.time
+    randomness: Callable[[int], bytes] = secrets.token_bytes
+
+    def allows_unattested(self, path: str) -> bool:
+        """Tell whether answers of a path need no attestation."""
+        return any(
+            path.startswith(rule[:-1]) if rule.endswith("*") else path == rule for rule in self.unattested
+        )
+
+
+def read_policy(source: PolicySource) -> Policy:
+    """Return the policy that `source` is, names or spells out.
+
+    Raises:
+        PolicyError: it cannot be read or used.
+    """
+    if isinstance(source, Policy):
+        return source
+    if isinstance(source, bytes):
+        return load_policy(source)
+    if isinstance(source, str) and "\n" in source:
+        return load_policy(source.encode())
+    try:
+        with Path(source).open("rb") as file:
+            return load_policy(file.read(MAX_POLICY + 1))
+    except OSError as error:
+        raise PolicyError(f"{source}: {error.strerror}".lower()) from None
