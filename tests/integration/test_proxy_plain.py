@@ -336,7 +336,7 @@ async def test_other_paths_pass_through_with_method_query_headers_and_body_and_s
         )
 
     async with running(script) as setup:
-        url = URL(f"{setup.url}/v1/embeddings/%41%2F?q=%20a&q=b", encoded=True)
+        url = URL(f"{setup.url}/v1/models/embed/%41%2F?q=%20a&q=b", encoded=True)
         async with setup.client.put(url, data=b"body", headers={"X-B": "é", "Cookie": "c=d"}) as answer:
             assert (answer.status, answer.reason, await answer.read()) == (201, "Made", b"ok")
             assert answer.headers.getall("X-A") == ["1", "2"]
@@ -348,7 +348,7 @@ async def test_other_paths_pass_through_with_method_query_headers_and_body_and_s
             await answer.read()
         first, second = setup.engine.calls
         assert (first.method, first.body, first.header("Content-Length")) == ("PUT", b"body", "4")
-        assert first.target == "/v1/embeddings/%41%2F?q=%20a&q=b"
+        assert first.target == "/v1/models/embed/%41%2F?q=%20a&q=b"
         assert first.header("Cookie") == "c=d"
         assert second.header("Cookie") in (None, "a=b")
     assert setup.attester.outputs == {}
@@ -399,7 +399,7 @@ async def test_a_passing_stream_cut_off_by_the_engine_is_cut_off_for_the_client(
         await call.chunk(b"event: response.created\n\n")
         call.writer.transport.abort()
 
-    async with running(script) as setup, setup.post(path="/v1/responses") as answer:
+    async with running(script) as setup, setup.post(path="/v1/other") as answer:
         assert answer.headers["Quotary-Attested"] == "no"
         assert await read_cut_off(answer) == b"event: response.created\n\n"
 

@@ -32,6 +32,7 @@ from quotary_verifier.wire.bindings import (
     fresh_digest,
     request_commitment,
     start_digest,
+    token_ids_commitment,
 )
 from quotary_verifier.wire.names import origin_of
 from quotary_verifier.wire.records import Genesis, entry_of
@@ -185,6 +186,7 @@ def test_the_known_answers_of_the_bindings_are_right() -> None:
         "start digest": start_digest(origin, ZERO, bytes(16)),
         "fresh digest": fresh_digest(origin, bytes(range(8))),
         "request commitment": request_commitment(bytes(32), b"{}"),
+        "commitment to token ids": token_ids_commitment(bytes(32), "prompt_token_ids", (1, 2)),
         "event digest": content_digest(b"\xa0"),
         "secret commitment": secret_commitment(bytes(16), b"x"),
         "key id of a note key": key_id(origin, TYPE_ED25519, bytes(32)),

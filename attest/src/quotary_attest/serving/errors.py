@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as HTTP answers: always `{"error": {"message", "type", "code"}}`, never a traceback (docs/spec/serving.md).
+"""Errors as HTTP answers: `{"error": {"message", "type", "code"}}` or the like (docs/spec/serving.md).
 
 The shape is that of the APIs that the proxy stands in front of, so that their clients raise what they raise for an
 engine's own errors. Nothing of a request or an answer goes into an error or into the log of the process.
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from aiohttp import web
 
+from quotary_attest.engine.errors import AgentError
+from quotary_attest.roots import RootError
+from quotary_attest.serving.paths import Api
 from quotary_attest.serving.refusals import (
     Refusal,
     error_body,
-    error_event,
     logger,
     refusal_of_agent,
     unexpected,
@@ -40,12 +43,15 @@ http_logger.addFilter(_Discreet())
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+NOT_ATTESTED: Final = (AgentError, RootError, ValueError)
+"""What submitting an output raises where it cannot be attested."""
+
 __all__ = [
+    "NOT_ATTESTED",
     "Handler",
     "Refusal",
     "answer",
     "error_body",
-    "error_event",
     "http_logger",
     "logger",
     "refusal_of",
@@ -53,9 +59,11 @@ __all__ = [
 ]
 
 
-def answer(refusal: Refusal) -> web.Response:
-    """Return the answer of a refusal."""
-    response = web.Response(status=refusal.status, body=error_body(refusal), content_type="application/json")
+def answer(refusal: Refusal, api: Api = Api.NONE) -> web.Response:
+    """Return the answer of a refusal, in the shape that clients of the API know."""
+    response = web.Response(
+        status=refusal.status, body=error_body(refusal, api), content_type="application/json"
+    )
     if refusal.retry_after is not None:
         response.headers["Retry-After"] = str(refusal.retry_after)
     return response

@@ -7,6 +7,7 @@ import re
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from quotary_attest.serving.delivery import ATTESTATION, DELIVER
 from quotary_attest.serving.errors import Refusal
 from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
 
@@ -23,8 +24,15 @@ _HOP_BY_HOP = frozenset(
     ("connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade")
 )
 # The client library sets these for the connection it uses; identity is asked of the upstream.
-_NOT_FORWARDED = _HOP_BY_HOP | {"host", "content-length", "expect", "accept-encoding", NONCE.lower()}
-_NOT_RETURNED = _HOP_BY_HOP | {"content-length", OUTPUT.lower(), ATTESTED.lower()}
+_NOT_FORWARDED = _HOP_BY_HOP | {
+    "host",
+    "content-length",
+    "expect",
+    "accept-encoding",
+    NONCE.lower(),
+    DELIVER.lower(),
+}
+_NOT_RETURNED = _HOP_BY_HOP | {"content-length", OUTPUT.lower(), ATTESTED.lower(), ATTESTATION.lower()}
 _BODY_DIGESTS = ("Content-MD5", "Content-Digest", "Repr-Digest", "Digest")
 _NONCE = re.compile(rf"(?:[0-9a-f]{{2}}){{{MIN_NONCE},{MAX_NONCE}}}")
 
@@ -34,19 +42,37 @@ def _passed_on(headers: CIMultiDictProxy[str], without: frozenset[str]) -> CIMul
     if connection:
         named = (name.strip().lower() for line in connection for name in line.split(","))
         without = without | frozenset(named)
-    return CIMultiDict([(name, value) for name, value in headers.items() if name.lower() not in without])
+    passed = CIMultiDict([(name, value) for name, value in headers.items() if name.lower() not in without])
+    for value in passed.values():
+        if not value.isascii():
+            value.encode()  # what was no UTF-8 is a surrogate here, and the writer would leave it out
+    return passed
 
 
 def request_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """Return the fields of a client's request that go to the upstream, asking it for no content coding."""
-    passed = _passed_on(headers, _NOT_FORWARDED)
+    """Return the fields of a client's request that go to the upstream, asking it for no content coding.
+
+    Raises:
+        Refusal: a field's value is not UTF-8 (400): it could not be passed on as it is.
+    """
+    try:
+        passed = _passed_on(headers, _NOT_FORWARDED)
+    except UnicodeEncodeError:
+        raise Refusal(400, "bad_header", "a header field of the request is not UTF-8") from None
     passed["Accept-Encoding"] = "identity"
     return passed
 
 
 def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """Return the fields of an upstream's answer that go to the client; the length is the caller's to set."""
-    return _passed_on(headers, _NOT_RETURNED)
+    """Return the fields of an upstream's answer that go to the client; the length is the caller's to set.
+
+    Raises:
+        Refusal: a field's value is not UTF-8 (502): it could not be passed on as it is.
+    """
+    try:
+        return _passed_on(headers, _NOT_RETURNED)
+    except UnicodeEncodeError:
+        raise Refusal(502, "upstream_failed", "a header field of the answer is not UTF-8") from None
 
 
 def drop_body_digests(headers: CIMultiDict[str]) -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any, Final
+
+Place = Callable[[dict[str, Any]], tuple[dict[str, Any], str] | None]
 
 _DECODER: Final = json.JSONDecoder()
 _PROBE: Final = "probe of a pattern"
@@ -23,15 +26,15 @@ _REST: Final = 32
 class Pattern:
     """The form of the chunks of one stream, as far as it is known."""
 
-    __slots__ = ("_after", "_before", "_hits", "_rest", "choices")
+    __slots__ = ("_after", "_before", "_hits", "_rest", "payload")
 
     def __init__(self) -> None:
         self._before = ""
         self._after = ""
         self._hits = 1
         self._rest = 0
-        self.choices: list[Any] = []
-        """The `choices` of the chunk that the pattern was taken from."""
+        self.payload: dict[str, Any] = {}
+        """The chunk that the pattern was taken from."""
 
     def piece(self, event: str) -> str | None:
         """Return the text of an event that fits, None if it does not fit."""
@@ -44,15 +47,21 @@ class Pattern:
         self._hits += 1
         return piece
 
-    def learn(self, event: str, payload: dict[str, Any], *, chat: bool) -> None:
-        """Take the pattern from an event that was parsed to `payload` and fitted no pattern; or leave it."""
+    def learn(self, event: str, payload: dict[str, Any], place: Place) -> None:
+        """Take the pattern from an event that was parsed to `payload` and fitted no pattern; or leave it.
+
+        `place` returns the object and the member of the text in a payload, None where there is no such place.
+        """
         if self._rest:
             self._rest -= 1
             return
         if not self._hits:
             self._rest, self._before = _REST, ""
         self._hits = 0
-        holder, name = _text_holder(payload, chat=chat)
+        found = place(payload)
+        if found is None:
+            return
+        holder, name = found
         text = holder.get(name)
         if not isinstance(text, str) or _PLAIN.fullmatch(text) is None:
             return
@@ -73,24 +82,4 @@ class Pattern:
         holder[name] = text
         if same:
             self._before, self._after = before, after
-            self.choices = payload["choices"]
-
-
-def _text_holder(payload: dict[str, Any], *, chat: bool) -> tuple[dict[str, Any], str]:
-    """Return the object that has the text of a chunk with one choice that neither ends nor carries usage."""
-    choices = payload.get("choices")
-    nothing: tuple[dict[str, Any], str] = ({}, "")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        return nothing
-    choice = choices[0]
-    if choice.get("finish_reason") is not None or payload.get("usage") is not None:
-        return nothing
-    if not chat:
-        return choice, "text"
-    delta = choice.get("delta")
-    # a role, null tool calls and the like stand in many first chunks; other strings would need their own place
-    if not isinstance(delta, dict) or any(
-        isinstance(delta.get(key), str | list) for key in delta if key != "content"
-    ):
-        return nothing
-    return delta, "content"
+            self.payload = payload

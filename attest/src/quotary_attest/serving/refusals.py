@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any, Final
 
 from quotary_attest.engine.errors import AgentError, Busy, NotServed, Unavailable, UnknownOutput
 from quotary_attest.log.errors import NotFound, StoreError
 from quotary_attest.roots import RootError
+from quotary_attest.serving.paths import Api
 
 logger = logging.getLogger("quotary.serving")
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+
+_OLLAMA: Final = frozenset((Api.OLLAMA_CHAT, Api.OLLAMA_GENERATE))
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer
@@ -33,15 +37,33 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         self.retry_after = retry_after
 
 
-def error_body(refusal: Refusal) -> bytes:
-    """Return the JSON text of a refusal."""
-    error = {"message": str(refusal), "type": refusal.kind, "param": None, "code": refusal.code}
-    return json.dumps({"error": error}).encode()
+def error_body(refusal: Refusal, api: Api = Api.NONE) -> bytes:
+    """Return the JSON text of a refusal, in the shape that clients of the API know."""
+    return json.dumps(_error(refusal, api)).encode()
 
 
-def error_event(refusal: Refusal) -> bytes:
-    """Return the event that ends a running stream of chat completions or completions with an error."""
-    return b"data: " + error_body(refusal) + b"\n\n"
+def _error(refusal: Refusal, api: Api) -> dict[str, Any]:
+    message = str(refusal)
+    if api in _OLLAMA:
+        return {"error": message, "code": refusal.code}
+    if api is Api.MESSAGES:
+        kind = "api_error" if refusal.kind == SERVER else refusal.kind
+        return {"type": "error", "error": {"type": kind, "message": message, "code": refusal.code}}
+    return {"error": {"message": message, "type": refusal.kind, "param": None, "code": refusal.code}}
+
+
+def error_event(refusal: Refusal, api: Api = Api.CHAT, sequence: int = 0) -> bytes:
+    """Return what ends a running stream of an API with an error; `sequence` numbers an event of responses."""
+    if api in _OLLAMA:
+        return error_body(refusal, api) + b"\n"
+    if api is Api.RESPONSES:
+        error = _error(refusal, api)
+        named = {key: error["error"][key] for key in ("code", "message", "param")}
+        # the members are those of the API's event; official clients raise for a member named `error` only
+        data = {"type": "error", **named, "sequence_number": sequence, **error}
+        return b"event: error\ndata: " + json.dumps(data).encode() + b"\n\n"
+    kind = b"event: error\n" if api is Api.MESSAGES else b""
+    return kind + b"data: " + error_body(refusal, api) + b"\n\n"
 
 
 # The first type that fits counts, so what is special stands before what is general.

@@ -12,8 +12,8 @@ import json
 import re
 from typing import Any
 
+from quotary_attest.serving.formats import Meaning
 from quotary_attest.serving.pattern import Pattern
-from quotary_attest.serving.text import TextDigests
 from quotary_verifier.wire.inband import DONE, last_head, opens_event
 
 MAX_TAIL = 64 * 1024
@@ -22,7 +22,8 @@ MAX_TAIL = 64 * 1024
 MAX_EVENT = 4 * 1024 * 1024
 """Bytes of an event that is read for its meaning; a stream with a longer one has only its `body` digest."""
 
-_BATCH_BYTES = 16 * 1024
+BATCH_BYTES = 16 * 1024
+"""Bytes that are read for their meaning at once."""
 _CONTEXT = 4
 _DONE_LINES = (DONE + b"\n", DONE + b"\r\n")
 _LONGEST_DONE = len(DONE) + 2
@@ -124,33 +125,28 @@ class StreamReader:
     """Reads a stream for its meaning, after it was sent."""
 
     __slots__ = (
-        "_batch", "_begun", "_chat", "_given_up", "_head", "_no_span", "_pattern", "_size",
-        "done", "error", "texts", "usage",
+        "_batch", "_begun", "_enough", "_given_up", "_head", "_no_span", "_pattern", "_size", "done", "meaning",
     )  # fmt: skip
 
-    def __init__(self, *, chat: bool) -> None:
-        """`chat` is true for chat completions, false for completions."""
+    def __init__(self, meaning: Meaning) -> None:
+        """`meaning` takes in the events."""
+        self.meaning = meaning
         self._batch: list[bytes] = []
         self._size = 0
+        self._enough = 1  # the first event is read at once: the engine's id stands in it
         self._begun = False
         self._given_up = False
         self._head: bytes | None = None
         self._no_span = False
-        self._chat = chat
         self._pattern = Pattern()
-        self.texts = TextDigests(chat=chat)
-        self.error = False
-        """True if an event said so: its data has an `error`, or its type is `error`."""
         self.done = False
         """True once `[DONE]` was read; no text after it counts."""
-        self.usage: dict[str, Any] = {}
-        """The last `usage` object seen."""
 
     def feed(self, data: bytes) -> None:
         """Take in bytes of the stream that stand before the place of the span, in order, cut anywhere."""
         self._batch.append(data)
         self._size += len(data)
-        if self._size >= _BATCH_BYTES:
+        if self._size >= self._enough:
             self._read(last=False)
 
     def finish(self, tail: bytes = b"") -> None:
@@ -173,14 +169,9 @@ class StreamReader:
         return None if self._given_up or self._no_span else self._head
 
     @property
-    def complete(self) -> bool:
-        """Tell whether the stream came to its end by its API's own signs: `[DONE]`, or all choices finished."""
-        texts = self.texts
-        return self.done or (bool(texts.choices) and texts.choices <= texts.finished)
-
-    def digests(self) -> dict[str, bytes]:
-        """Return the text digests; none if an event was too long to be read."""
-        return {} if self._given_up else self.texts.digests()
+    def readable(self) -> bool:
+        """Tell whether everything was read; not so if an event was too long: then texts are not known."""
+        return not self._given_up
 
     def _read(self, *, last: bool) -> None:
         data = b"".join(self._batch)
@@ -193,7 +184,7 @@ class StreamReader:
         if rest:
             self._batch.append(rest)
             # a long event is looked at again only when as much again has come
-            self._size = -len(rest) if len(rest) >= _BATCH_BYTES else 0
+            self._size = -len(rest) if len(rest) >= BATCH_BYTES else 0
             self._given_up = len(rest) > MAX_EVENT
         if end:
             self._take(data[:end])
@@ -225,24 +216,16 @@ class StreamReader:
                 pieces.append(piece)
                 continue
             if pieces:
-                self._add_pieces(pieces)
+                self.meaning.more(pattern.payload, "".join(pieces))
                 pieces = []
             if event.startswith("data: ") and "\n" not in event:
                 payload = self._dispatch(event[6:], "")
                 if payload is not None:
-                    pattern.learn(event, payload, chat=self._chat)
+                    pattern.learn(event, payload, self.meaning.text_place)
             else:
                 self._take_lines(event)
         if pieces:
-            self._add_pieces(pieces)
-
-    def _add_pieces(self, pieces: list[str]) -> None:
-        """Take in the texts of chunks that fitted the pattern, as one chunk."""
-        choice = self._pattern.choices[0]
-        text = "".join(pieces)
-        changed = {"delta": {**choice["delta"], "content": text}} if self._chat else {"text": text}
-        choice = {**choice, **changed}
-        self.texts.add_choices([choice], streamed=True)
+            self.meaning.more(pattern.payload, "".join(pieces))
 
     def _take_lines(self, event: str) -> None:
         """Read an event of any form: lines ended by LF, `data` and `event` fields, comments."""
@@ -262,23 +245,20 @@ class StreamReader:
         """Take in the data of one event; return the object that it is, None if it is none."""
         if self.done:
             return None
+        meaning = self.meaning
         if data == "[DONE]":
-            self.done = True
+            self.done = meaning.ended = True
             return None
-        self.error = self.error or kind == "error"
+        self._enough = BATCH_BYTES
         try:
             payload = _DECODER.decode(data)
         except (ValueError, RecursionError):
-            return None
-        if not isinstance(payload, dict):
-            return None
-        if payload.get("error") is not None:
-            self.error = True
-        usage = payload.get("usage")
-        if isinstance(usage, dict):
-            self.usage = usage
-        self.texts.add_choices(payload.get("choices"), streamed=True)
-        return payload
+            payload = None
+        if isinstance(payload, dict):
+            meaning.event(payload, kind)
+            return payload
+        meaning.error = meaning.error or kind == "error"
+        return None
 
 
 def _complete_end(data: bytes, *, last: bool) -> int:

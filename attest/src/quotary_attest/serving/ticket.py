@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from quotary_attest.engine.outputs import Delivered, NewOutput
+from quotary_attest.serving.aliases import alias_of
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.refusals import logger
 from quotary_verifier.wire.attestation import REQUEST_KEY_BYTES
@@ -16,16 +18,30 @@ from quotary_verifier.wire.bindings import request_commitment
 from quotary_verifier.wire.names import format_output_id
 from quotary_verifier.wire.records import ContextValue, Source, State
 
-_MAX_TOKENS = 1 << 53
-_COUNTS = ("prompt_tokens", "completion_tokens")
 _LONG_BODY = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a record says of an answer: how it ended, its digests, its HTTP status, and what the engine stated.
+
+    `upstream_id` is the engine's own id of the answer, under which it can be found, too.
+    """
+
+    state: State
+    digests: Mapping[str, bytes]
+    status: int
+    facts: Mapping[str, ContextValue] = field(default_factory=dict)
+    upstream_id: str | None = None
 
 
 class Recorder:
     """Hands outputs to the agent in tasks of its own, which a client that goes away does not cancel."""
 
-    def __init__(self, attester: Attester) -> None:
+    def __init__(self, attester: Attester, source: Source = Source.RELAYED) -> None:
+        """`source` is how the outputs were got: relayed by the proxy, or reported by middleware."""
         self.attester = attester
+        self.source = source
         self._tasks: set[asyncio.Task[Delivered]] = set()
 
     def start(self, work: Coroutine[Any, Any, Delivered]) -> asyncio.Task[Delivered]:
@@ -52,17 +68,34 @@ class Recorder:
 class Ticket:
     """What is known of one output before its bytes are."""
 
-    __slots__ = ("_commitment", "_context", "_key", "_model", "_nonce", "_recorder", "_used", "output_id")
+    __slots__ = (
+        "_alias", "_commitment", "_context", "_credential", "_model", "_nonce", "_recorder", "_used", "key",
+        "output_id",
+    )  # fmt: skip
 
-    def __init__(self, recorder: Recorder, *, model: str | None, context: dict[str, ContextValue]) -> None:
-        """Make the output's id. `context` is what the host states of it; token counts are added at its end."""
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        model: str | None,
+        context: Mapping[str, ContextValue],
+        credential: str = "",
+    ) -> None:
+        """Make the output's id and the request key.
+
+        `context` is what the host states of it, to which the engine's own statements are added at its end;
+        `credential` is what the client identified itself by (`aliases.credential_of`).
+        """
         self._recorder = recorder
         self._model = model
         self._nonce: bytes | None = None
         self._context = context
-        self._key = secrets.token_bytes(REQUEST_KEY_BYTES)
+        self._credential = credential
         self._commitment: bytes | None = None
+        self._alias: bytes | None = None
         self._used = True
+        self.key = secrets.token_bytes(REQUEST_KEY_BYTES)
+        """The request key, 32 bytes: what is derived from the request is committed to under it."""
         self.output_id = recorder.attester.new_output_id()
 
     @property
@@ -76,9 +109,9 @@ class Ticket:
             raise outage
         self._nonce = nonce
         if len(request_body) > _LONG_BODY:
-            self._commitment = await asyncio.to_thread(request_commitment, self._key, request_body)
+            self._commitment = await asyncio.to_thread(request_commitment, self.key, request_body)
         else:
-            self._commitment = request_commitment(self._key, request_body)
+            self._commitment = request_commitment(self.key, request_body)
         self._recorder.attester.reserve(self.output_id)
         self._used = False
 
@@ -92,36 +125,53 @@ class Ticket:
         """Why nothing can be attested now, whatever the output becomes; None while something can."""
         return self._recorder.attester.outage
 
-    async def attest(
-        self, state: State, digests: Mapping[str, bytes], usage: Mapping[str, Any], status: int
-    ) -> bytes:
+    def known_as(self, upstream_id: str) -> None:
+        """Let whoever has the client's credential find the output by the engine's own id, from now on."""
+        attester = self._recorder.attester
+        self._alias = alias_of(attester.alias_secret, self._credential, upstream_id)
+        if self.open:
+            attester.announce_alias(self._alias, self.output_id)
+
+    async def attest(self, account: Account) -> bytes:
         """Submit the output and return its attestation. A cancelled caller leaves the submission running.
 
         Raises the agent's errors.
         """
-        delivered = await asyncio.shield(self.record(state, digests, usage, status))
+        delivered = await asyncio.shield(self.record(account))
         return delivered.encoded
 
-    def record(
-        self, state: State, digests: Mapping[str, bytes], usage: Mapping[str, Any], status: int
-    ) -> asyncio.Task[Delivered]:
+    async def hand_in(self, account: Account) -> None:
+        """Submit the output and return as soon as the agent has not refused it.
+
+        Raises the agent's errors where they are known at once.
+        """
+        if (outage := self.outage) is not None:
+            raise outage
+        task = self.record(account)
+        await asyncio.sleep(0)  # the task's first step, which puts the output into the agent's queue
+        if task.done():
+            task.result()
+
+    def record(self, account: Account) -> asyncio.Task[Delivered]:
         """Submit the output without waiting for its commit."""
         if self._used:
             raise RuntimeError("this output was submitted or abandoned before")
         self._used = True
-        counts = {name: usage[name] for name in _COUNTS if _is_count(usage.get(name))}
+        if account.upstream_id is not None and self._alias is None:
+            self.known_as(account.upstream_id)
         output = NewOutput(
             self.output_id,
-            digests,
-            state,
+            account.digests,
+            account.state,
             self._commitment,
-            self._key,
+            self.key,
             self._nonce,
             self._model,
-            {**self._context, **counts, "status": status},
-            Source.RELAYED,
+            {**self._context, **account.facts, "status": account.status},
+            self._recorder.source,
+            self._alias,
         )
-        logger.info("output %s ends in state %d, status %d", self.text, state, status)
+        logger.info("output %s ends in state %d, status %d", self.text, account.state, account.status)
         return self._recorder.start(self._recorder.attester.submit(output))
 
     def abandon(self) -> None:
@@ -129,7 +179,3 @@ class Ticket:
         if not self._used:
             self._used = True
             self._recorder.attester.abandon(self.output_id)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MAX_TOKENS

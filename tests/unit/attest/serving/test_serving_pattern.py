@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quotary_attest.serving import pattern as module
+from quotary_attest.serving.formats.openai import Chat, Completion
 from quotary_attest.serving.pattern import Pattern
 from quotary_attest.serving.sse import StreamReader
-from quotary_attest.serving.text import TextDigests
 
 
 def event(content: Any, **members: Any) -> str:
@@ -21,9 +21,13 @@ def event(content: Any, **members: Any) -> str:
     return "data: " + json.dumps({"id": "c", "choices": [choice], **members})
 
 
+def meaning(*, chat: bool = True) -> Chat | Completion:
+    return (Chat if chat else Completion)(bytes(32))
+
+
 def learned(text: str, *, chat: bool = True) -> Pattern:
     pattern = Pattern()
-    pattern.learn(text, json.loads(text[6:]), chat=chat)
+    pattern.learn(text, json.loads(text[6:]), meaning(chat=chat).text_place)
     return pattern
 
 
@@ -60,6 +64,8 @@ def test_an_overlap_of_both_ends_does_not_fit() -> None:
         'data: {"choices":[{"delta":{"content":""}}]}',
         'data: {"choices":[{"delta":{"content":null}}]}',
         'data: {"choices":[{"delta":null}]}',
+        'data: {"choices":[{"delta":{"content":"a"},"token_ids":[7]}]}',
+        'data: {"choices":[{"delta":{"content":"a"}}],"prompt_token_ids":[7]}',
         'data: {"choices":[1]}',
         'data: {"choices":{}}',
     ],
@@ -82,13 +88,13 @@ def test_a_stream_whose_chunks_never_fit_is_left_alone_for_a_while(monkeypatch: 
     for number in range(10 * module._REST):
         text = event("x", created=number)
         assert pattern.piece(text) is None
-        pattern.learn(text, json.loads(text[6:]), chat=True)
+        pattern.learn(text, json.loads(text[6:]), meaning().text_place)
     assert tries < 15
 
 
 contents = st.one_of(st.sampled_from(["a", "b", "word ", "content", ""]), st.text(max_size=5), st.none())
 keys = st.sampled_from(
-    [{}, {"created": 1}, {"created": 2}, {"usage": None}, {"error": None}, {"content": "a"}]
+    [{}, {"created": 1}, {"usage": None}, {"error": None}, {"content": "a"}, {"prompt_token_ids": [1]}]
 )
 
 
@@ -100,6 +106,8 @@ def chunks(draw: st.DrawFn) -> bytes:
     choice = {"index": draw(st.sampled_from([0, 0, 0, 1])), "delta": delta, "text": draw(contents)}
     if draw(st.booleans()):
         choice["finish_reason"] = draw(st.sampled_from([None, None, "stop"]))
+    if draw(st.booleans()):
+        choice["token_ids"] = draw(st.sampled_from([None, [1], [1, 2]]))
     members = {"choices": [choice] * draw(st.sampled_from([1, 1, 1, 2])), **draw(keys)}
     separators = draw(st.sampled_from([(",", ":"), (", ", ": "), (",", " : ")]))
     text = json.dumps(members, separators=separators, ensure_ascii=draw(st.booleans()))
@@ -110,11 +118,16 @@ def chunks(draw: st.DrawFn) -> bytes:
 def test_reading_by_pattern_gives_what_parsing_each_chunk_gives(
     sequence: list[tuple[bytes, int]], chat: bool
 ) -> None:
-    reader, expected = StreamReader(chat=chat), TextDigests(chat=chat)
+    read, expected = meaning(chat=chat), meaning(chat=chat)
+    reader = StreamReader(read)
     for chunk, times in sequence:
         for _ in range(times):
             reader.feed(chunk)
-            expected.add_choices(json.loads(chunk[6:])["choices"], streamed=True)
+            expected.event(json.loads(chunk[6:]), "")
     reader.finish()
-    assert reader.digests() == expected.digests()
-    assert (reader.texts.choices, reader.texts.finished) == (expected.choices, expected.finished)
+    assert read.texts.digests() == expected.texts.digests()
+    assert (read.choices, read.finished, read.facts()) == (
+        expected.choices,
+        expected.finished,
+        expected.facts(),
+    )

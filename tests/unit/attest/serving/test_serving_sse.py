@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quotary_attest.serving import sse
+from quotary_attest.serving.formats.openai import Chat
 from quotary_attest.serving.sse import MAX_EVENT, MAX_TAIL, StreamReader, TailHolder
 from quotary_verifier.wire.inband import insert, stream_span
 
@@ -40,9 +41,13 @@ def cut(body: bytes, places: list[int]) -> list[bytes]:
     return [body[start:end] for start, end in itertools.pairwise(ends)]
 
 
+def texts_of(reader: StreamReader) -> dict[str, bytes]:
+    return reader.meaning.texts.digests() if reader.readable else {}
+
+
 def relayed(pieces: list[bytes]) -> tuple[bytes, bytes | None, StreamReader]:
     """Do what the proxy does: return the body that went out, the one with the span, and the reader."""
-    holder, reader, out = TailHolder(), StreamReader(chat=True), b""
+    holder, reader, out = TailHolder(), StreamReader(Chat(bytes(32))), b""
     for piece in pieces:
         sent = holder.feed(piece)
         out += sent
@@ -129,28 +134,28 @@ def test_texts_usage_and_the_end_are_read_from_the_events() -> None:
         choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}], usage={"completion_tokens": 2}
     )
     _, _, reader = relayed([delta("a") + delta("é") + final])
-    assert reader.digests() == {"text/0": sha("aé")}
-    assert reader.usage == {"completion_tokens": 2}
-    assert reader.complete
-    assert not reader.error
+    assert texts_of(reader) == {"text/0": sha("aé")}
+    assert reader.meaning.facts() == {"completion_tokens": 2}
+    assert reader.meaning.complete
+    assert not reader.meaning.error
     assert not reader.done
 
 
 def test_a_stream_without_done_or_finish_reasons_is_not_complete() -> None:
-    assert not relayed([delta("a")])[2].complete
-    assert not relayed([])[2].complete
+    assert not relayed([delta("a")])[2].meaning.complete
+    assert not relayed([])[2].meaning.complete
     half = chunk(
         choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}, {"index": 1, "delta": {"content": "x"}}]
     )
-    assert not relayed([half])[2].complete
-    assert relayed([delta("a") + DONE])[2].complete
+    assert not relayed([half])[2].meaning.complete
+    assert relayed([delta("a") + DONE])[2].meaning.complete
 
 
 @pytest.mark.parametrize("event", [b'data: {"error":{"code":500}}\n\n', b"event: error\ndata: x\n\n"])
 def test_an_error_event_is_seen_and_one_after_done_is_not(event: bytes) -> None:
-    assert relayed([delta("a") + event])[2].error
-    assert not relayed([delta("a") + DONE + event])[2].error
-    assert not relayed([chunk(error=None)])[2].error
+    assert relayed([delta("a") + event])[2].meaning.error
+    assert not relayed([delta("a") + DONE + event])[2].meaning.error
+    assert not relayed([chunk(error=None)])[2].meaning.error
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -161,26 +166,26 @@ def test_lines_may_end_in_any_way_and_data_may_stand_without_space_or_in_several
         + DONE
     )
     _, _, reader = relayed([events.replace(b"\n", end)])
-    assert reader.digests() == {"text/0": sha("ab")}
+    assert texts_of(reader) == {"text/0": sha("ab")}
     assert reader.done
     assert (reader.head is None) == (end == b"\r")
 
 
 def test_an_event_still_open_is_not_read() -> None:
     _, carried, reader = relayed([delta("a") + delta("b")[:-1]])
-    assert reader.digests() == {"text/0": sha("a")}
+    assert texts_of(reader) == {"text/0": sha("a")}
     assert carried is None
 
 
 def test_what_is_no_json_object_is_left_out() -> None:
     body = b"data: x\n\ndata: [1]\n\ndata: {\n\ndata: \xff\n\ndata: " + b"[" * 100_000 + b"\n\n" + delta("a")
-    assert relayed([body])[2].digests() == {"text/0": sha("a")}
+    assert texts_of(relayed([body])[2]) == {"text/0": sha("a")}
 
 
 def test_a_byte_order_mark_does_not_hide_the_first_event() -> None:
     body = b"\xef\xbb\xbf" + delta("a")
     _, carried, reader = relayed([body])
-    assert reader.digests() == {"text/0": sha("a")}
+    assert texts_of(reader) == {"text/0": sha("a")}
     assert carried is None
     assert insert(body, A) is None
 
@@ -189,7 +194,7 @@ def test_an_event_too_long_to_be_read_leaves_the_body_digest_only() -> None:
     long = b"data: " + b"x" * MAX_EVENT + b"\n\n"
     out, carried, reader = relayed([delta("a"), *cut(long, list(range(0, len(long), 60_000))), delta("b")])
     assert out == delta("a") + long + delta("b")
-    assert reader.digests() == {}
+    assert texts_of(reader) == {}
     assert carried is None
 
 
@@ -222,6 +227,6 @@ def test_with_lone_carriage_returns_a_span_is_in_its_place_or_left_out(
 def test_where_a_long_stream_is_cut_does_not_change_what_is_read(places: list[int]) -> None:
     body = b"".join(delta(f"word {n} ") for n in range(200)) + DONE
     _, carried, reader = relayed(cut(body, places))
-    assert len(body) > sse._BATCH_BYTES
-    assert reader.digests() == {"text/0": sha("".join(f"word {n} " for n in range(200)))}
+    assert len(body) > sse.BATCH_BYTES
+    assert texts_of(reader) == {"text/0": sha("".join(f"word {n} " for n in range(200)))}
     assert carried == insert(body, A)

@@ -4,27 +4,30 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from memory_attester import GONE, MemoryAttester
 
 from quotary_attest.log.errors import StorageFailed
 from quotary_attest.serving.errors import refusal_of
-from quotary_attest.serving.ticket import Recorder, Ticket
+from quotary_attest.serving.formats.openai import Chat
+from quotary_attest.serving.ticket import Account, Recorder, Ticket
 from quotary_verifier.wire.records import State
 
 DIGESTS = {"body": bytes(32)}
+ENDED = Account(State.COMPLETE, DIGESTS, 200)
 
 
 async def test_an_output_is_submitted_once_and_not_abandoned_after() -> None:
     attester = MemoryAttester()
     ticket = Ticket(Recorder(attester), model=None, context={})
     with pytest.raises(RuntimeError, match="before"):
-        ticket.record(State.COMPLETE, DIGESTS, {}, 200)
+        ticket.record(ENDED)
     await ticket.announce(b"{}", None)
-    assert await ticket.attest(State.COMPLETE, DIGESTS, {}, 200) == attester.attestations[ticket.output_id]
+    assert await ticket.attest(ENDED) == attester.attestations[ticket.output_id]
     with pytest.raises(RuntimeError, match="before"):
-        ticket.record(State.COMPLETE, DIGESTS, {}, 200)
+        ticket.record(ENDED)
     ticket.abandon()
     assert attester.abandoned == set()
 
@@ -34,7 +37,9 @@ async def test_token_counts_that_are_none_are_left_out_of_the_context(count: obj
     attester = MemoryAttester()
     ticket = Ticket(Recorder(attester), model=None, context={"endpoint": "/x"})
     await ticket.announce(b"{}", None)
-    await ticket.attest(State.COMPLETE, DIGESTS, {"prompt_tokens": count, "completion_tokens": 3}, 200)
+    meaning = Chat(ticket.key)
+    meaning.whole({"usage": {"prompt_tokens": count, "completion_tokens": 3}})
+    await ticket.attest(replace(ENDED, facts=meaning.facts()))
     assert attester.outputs[ticket.output_id].context == {
         "endpoint": "/x",
         "completion_tokens": 3,
@@ -48,7 +53,7 @@ async def test_a_submission_outlives_its_caller_and_closing_waits_for_it() -> No
     recorder = Recorder(attester)
     ticket = Ticket(recorder, model=None, context={})
     await ticket.announce(b"{}", None)
-    caller = asyncio.create_task(ticket.attest(State.COMPLETE, DIGESTS, {}, 200))
+    caller = asyncio.create_task(ticket.attest(ENDED))
     await attester.until_submitted(1)
     caller.cancel()
     closing = asyncio.create_task(recorder.close())
@@ -69,7 +74,7 @@ async def test_a_submission_that_fails_or_is_cancelled_unheard_is_noted_only(
         ticket = Ticket(recorder, model=None, context={})
         await ticket.announce(b"{}", None)
         attester.failure = failure
-        task = ticket.record(State.CLIENT_GONE, DIGESTS, {}, 200)
+        task = ticket.record(Account(State.CLIENT_GONE, DIGESTS, 200))
         if failure is None:
             task.cancel()
         await recorder.close()

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 
 _COMMIT = b"quotary/commit/v1\n\0"
 _START = b"quotary/start/v1\n\0"
 _FRESH = b"quotary/fresh/v1\n\0"
+_TOKEN_IDS = b"quotary/token-ids/v1\n\0"
 
 ZERO = bytes(32)
 """A SHA-256 PCR after reset, and the "last commit" of a history that has none."""
@@ -45,3 +47,14 @@ def chain_extend(before: bytes, digest: bytes) -> bytes:
 def request_commitment(request_key: bytes, body: bytes) -> bytes:
     """Return `HMAC-SHA-256(request key, request body)`, 32 bytes."""
     return hmac.digest(request_key, body, "sha256")
+
+
+def token_ids_label(name: str) -> bytes:
+    """Return what stands before the ids in the commitment of that name; the name has at most 255 bytes."""
+    return _TOKEN_IDS + _short(name.encode())
+
+
+def token_ids_commitment(request_key: bytes, name: str, ids: Iterable[int]) -> bytes:
+    """Return the commitment to token ids of 32 bits each, which stands under `name` in a record's context."""
+    listed = b"".join(each.to_bytes(4) for each in ids)
+    return hmac.digest(request_key, token_ids_label(name) + listed, "sha256")

@@ -55,60 +55,17 @@ class _Text:
         return None if self._broken or self._waiting else self._hash.digest()
 
 
-class TextDigests:
-    """Collects the texts of the choices of one answer."""
+class Texts:
+    """Collects the texts of one answer by their keys."""
 
-    __slots__ = ("_chat", "_crowded", "_texts", "choices", "finished")
+    __slots__ = ("_crowded", "_texts")
 
-    def __init__(self, *, chat: bool) -> None:
-        """`chat` is true for chat completions, false for completions."""
-        self._chat = chat
+    def __init__(self) -> None:
         self._texts: dict[str, _Text] = {}
         self._crowded = False
-        self.choices: set[int] = set()
-        """The indices of all choices seen."""
-        self.finished: set[int] = set()
-        """The indices of the choices that had a finish reason."""
 
-    def add_choices(self, choices: Any, *, streamed: bool) -> None:
-        """Take in the `choices` of a whole answer or of one chunk; what is not of the API's form is left out."""
-        if not isinstance(choices, list):
-            return
-        for position, choice in enumerate(choices):
-            if isinstance(choice, dict):
-                self._add_choice(choice, _index(choice, position), streamed)
-
-    def _add_choice(self, choice: dict[str, Any], number: int | None, streamed: bool) -> None:
-        if number is None:
-            return
-        self.choices.add(number)
-        if choice.get("finish_reason") is not None:
-            self.finished.add(number)
-        if not self._chat:
-            self._add(f"text/{number}", choice.get("text"))
-            return
-        message = choice.get("delta" if streamed else "message")
-        if not isinstance(message, dict):
-            return
-        self._add(f"text/{number}", message.get("content"))
-        # engines call it one or the other; some send both, each a copy
-        reasoning = message.get("reasoning_content")
-        self._add(
-            f"reasoning/{number}", reasoning if isinstance(reasoning, str) else message.get("reasoning")
-        )
-        calls = message.get("tool_calls")
-        if isinstance(calls, list):
-            self._add_calls(number, calls)
-
-    def _add_calls(self, number: int, calls: list[Any]) -> None:
-        for position, call in enumerate(calls):
-            if not isinstance(call, dict):
-                continue
-            function, index = call.get("function"), _index(call, position)
-            if isinstance(function, dict) and index is not None:
-                self._add(f"tool/{number}/{index}", function.get("arguments"))
-
-    def _add(self, key: str, text: Any) -> None:
+    def add(self, key: str, text: Any) -> None:
+        """Append `text` to the text of a key; what is no string is left out."""
         if not isinstance(text, str):
             return
         held = self._texts.get(key)
@@ -130,7 +87,7 @@ class TextDigests:
         return {key: digest for key, digest in found if digest is not None}
 
 
-def _index(item: dict[str, Any], position: int) -> int | None:
-    """Return an item's `index`, or its position where it has none; None if it is not usable."""
-    index = item.get("index", position)
+def index_of(item: dict[str, Any], position: int, name: str = "index") -> int | None:
+    """Return an item's index by its member `name`, or its position where it has none; None if it is not usable."""
+    index = item.get(name, position)
     return index if type(index) is int and 0 <= index <= MAX_INDEX else None
