@@ -108,7 +108,7 @@ class Committer:
         return (batch.note, batch.digest) == (text, commit_digest(self.host.origin, batch.first, text))
 
     async def make(self, plan: Plan, meanwhile: Callable[[], Awaitable[None]] | None = None) -> Made:
-        """Stage a batch and commit it; `meanwhile` runs while the TPM quotes.
+        """Stage a batch and commit it; `meanwhile` runs while the TPM works.
 
         Raises RootError or StoreError; then `staged` tells whether the batch is on disk without its commit.
         """
@@ -129,10 +129,10 @@ class Committer:
     ) -> Made:
         steps = _Steps(self, plan, stage=stage)
         working = asyncio.ensure_future(self.host.root.commit(plan.batch.digest, steps))
-        working.add_done_callback(lambda _: steps.extended.set())
+        working.add_done_callback(lambda _: steps.staged.set())
         try:
             if meanwhile is not None:
-                await steps.extended.wait()
+                await steps.staged.wait()
                 await meanwhile()
         finally:
             try:
@@ -215,7 +215,7 @@ class _Steps(CommitSteps):
     """
 
     def __init__(self, committer: Committer, plan: Plan, *, stage: bool) -> None:
-        self.extended = asyncio.Event()
+        self.staged = asyncio.Event()
         self.seconds = 0.0
         self._committer = committer
         self._plan = plan
@@ -235,18 +235,18 @@ class _Steps(CommitSteps):
         return self._result
 
     def before(self) -> None:
-        """Put records and intended note on disk."""
+        """Put records and intended note on disk; then let the rest of the process use the time of the TPM."""
         with self._in_time():
             if self._stage:
                 self._committer.host.store.stage(self._plan.batch)
                 self._committer.staged = self._plan.batch
                 self._world.crash("staged")
-            self._begun = self._world.monotonic()
+        self._loop.call_soon_threadsafe(self.staged.set)
+        self._begun = self._world.monotonic()
 
     def between(self) -> None:
-        """Let the rest of the process use the time of the quote."""
+        """Tell that the extend is done."""
         self._world.crash("extended")
-        self._loop.call_soon_threadsafe(self.extended.set)
 
     def after(self, quote: Quote) -> None:
         """Check the quote and put the commit into the history."""
