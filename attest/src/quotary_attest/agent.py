@@ -188,7 +188,7 @@ class Agent:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models that the epoch in force measured: what `NewOutput.model` may say."""
-        return tuple(self._engine.epochs.current.claims)
+        return tuple(dict.fromkeys(claim.name for claim in self._engine.epochs.current.claims.values()))
 
     # -- outputs
 
@@ -318,6 +318,11 @@ class Agent:
         Their attestations can no longer be fetched; the tree keeps their entries. Raises StoreError.
         """
         return await self._host.background.run(lambda: self._host.store.expire(before))
+
+    @property
+    def workload(self) -> Workload:
+        """What the epoch in force lists."""
+        return self._engine.epochs.workload
 
     async def begin_epoch(self, workload: Workload) -> None:
         """Put a new, full list of what may serve in force. Outputs handed in before are committed under the old

@@ -74,6 +74,16 @@ class ServedModel:
         """Raise ValueError for a name that no verifier would read."""
         check_name(self.name)
 
+    @property
+    def key(self) -> str:
+        """What tells it from other weights of its name, while one is exchanged for the other."""
+        return model_key(self.name, self.weights)
+
+
+def model_key(name: str, weights: bytes) -> str:
+    """Return the key of a model of an epoch: name, `@` and the digest of its weights in hexadecimal."""
+    return f"{name}@{weights.hex()}"
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -120,8 +130,8 @@ class Workload:
     parts: tuple[Part, ...] = ()
 
     def model(self, name: str) -> ServedModel | None:
-        """Return the model that requests call `name`."""
-        return next((model for model in self.models if model.name == name), None)
+        """Return the model that requests call `name`: the last listed, where one is exchanged for another."""
+        return next((model for model in reversed(self.models) if model.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from quotary_attest.engine.assemble import WorkloadView
 from quotary_attest.engine.errors import StartRefused
 from quotary_attest.engine.host import Host
 from quotary_attest.log.durable import fsync_data, open_file, truncate, write_at
-from quotary_attest.workload import Secret, Workload, events_of
+from quotary_attest.workload import Secret, Workload, events_of, model_key
 from quotary_verifier.errors import QuotaryError
 from quotary_verifier.logs import workload as rules
 from quotary_verifier.logs.cel import content_digest, encode_record, parse_log
@@ -31,7 +31,7 @@ from quotary_verifier.wire.records import ModelClaim
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """The epoch in force: the log up to its separator, the blob that holds it (name, bytes), the value
-    that it replays to, and the claims that records make about each model."""
+    that it replays to, and the claims that records make about each model, by its name and by its key."""
 
     view: WorkloadView
     blob: tuple[bytes, int] | None
@@ -161,14 +161,16 @@ class Epochs:
         """
         await self.close_open()
         claims: dict[str, ModelClaim] = {}
-        links = {model.name: model.link for model in workload.models}
+        links = {model.key: model.link for model in workload.models}
         for event, hidden in events_of(workload, self.host.world.random, software_tpm=self.host.software_tpm):
             number = len(self.log.contents)
             if hidden:
                 await self._keep(number, hidden)
             digest = await self._extend(event.encode())
             if event.type == TYPE_MODEL:
-                claims[event.name] = ModelClaim(event.name, event.digest, number, digest, links[event.name])
+                key = model_key(event.name, event.digest)
+                claim = ModelClaim(event.name, event.digest, number, digest, links[key])
+                claims[event.name] = claims[key] = claim  # of two of one name, the name alone means the later
         await self._extend(self.log.separator())
         await self._enter(claims)
         self.workload = workload

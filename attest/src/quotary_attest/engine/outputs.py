@@ -77,8 +77,8 @@ class NewOutput:
 
     `request` is the commitment to the request body under `request_key`, both 32 bytes; `model` is the name that
     an event of the epoch in force measured, None where no model is claimed. `link` is what was checked of the engine
-    that made this output, None where nothing was: the record states no more than that, and no more than the epoch
-    says. `alias` is another name under which the output is found (`quotary_attest.serving.aliases`); it stays with
+    that made this output; None leaves what the epoch says of the model, which is *configured* for all that an agent
+    measured itself. `model` may also be the exact key of a model (`ServedModel.key`). `alias` is another name under which the output is found (`quotary_attest.serving.aliases`); it stays with
     the host, and is kept as long as the record.
     """
 
@@ -142,7 +142,7 @@ class Pending:
             if claim is None:
                 raise NotServed(f"no model {output.model!r} is measured in the epoch in force")
             self.event = claim.event
-            if output.link is not None and output.link < claim.link:
+            if output.link is not None and output.link is not claim.link:
                 claim = replace(claim, link=output.link)
         self.record = record = Output(
             salt,
