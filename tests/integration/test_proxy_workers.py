@@ -121,6 +121,8 @@ async def test_a_worker_that_dies_loses_its_own_streams_and_is_replaced(agent: A
                 return False
 
         outcomes = await asyncio.gather(*map(outcome, answers))
+        for answer in answers:
+            answer.close()
         assert True in outcomes
         assert False in outcomes
         # all listeners are served again
@@ -179,6 +181,7 @@ async def test_a_worker_does_not_outlive_its_agent(agent: Agent) -> None:
         for connection in list(setup.workers._door._connections):
             connection._abort()
         assert b"[DONE]" not in await read_cut_off(answer)
+        answer.close()
         async with asyncio.timeout(20):
             while pid in setup.workers.pids:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

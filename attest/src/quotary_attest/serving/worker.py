@@ -20,7 +20,7 @@ from quotary_attest.serving.proxy import Proxy
 from quotary_attest.serving.workers import READY, WorkerSpec
 
 _LINK_SECONDS: Final = 20.0
-_ORPHAN_SECONDS: Final = 5.0
+_ORPHAN_SECONDS: Final = 1.0
 _MAX_SPEC: Final = 16 * 1024 * 1024
 
 
