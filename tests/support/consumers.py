@@ -92,6 +92,7 @@ class Middle:
     fetched: Tamper = honest
     requests: Callable[[bytes], bytes] = bytes
     nonces: list[str] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
     fetches: int = 0
     url: str = ""
 
@@ -99,6 +100,7 @@ class Middle:
         """Pass one request on and its answer back."""
         fetch = request.path.startswith("/quotary/")
         self.fetches += fetch
+        self.authorizations.append(request.headers.get("Authorization"))
         self.nonces += request.headers.getall("Quotary-Nonce", [])
         headers = {k: v for k, v in request.headers.items() if k not in ("Host", "Content-Length")}
         body = self.requests(await request.read())
