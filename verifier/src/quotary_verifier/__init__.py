@@ -12,6 +12,8 @@ every step. The package does no input or output, reads no clock, and needs crypt
 What is not listed here carries no promise of stability.
 """
 
+from typing import TYPE_CHECKING
+
 from quotary_verifier.errors import (
     EvidenceError,
     MalformedError,
@@ -30,6 +32,19 @@ from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.verdict import Check, CheckState, Claim, ClaimSource, Outcome, Report, Verdict
 from quotary_verifier.recipe.verify import Question, VerifiedCommit, verify, verify_in
 from quotary_verifier.wire.inband import strip
+
+if TYPE_CHECKING:
+    from quotary_verifier.recipe.statement import VerifiedStatement, verify_statement
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import what the verification of an output does not need where it is first asked for."""
+        if name not in ("VerifiedStatement", "verify_statement"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from quotary_verifier.recipe import statement
+
+        return getattr(statement, name)
+
 
 __all__ = [
     "Check",
@@ -52,9 +67,11 @@ __all__ = [
     "Verdict",
     "VerificationError",
     "VerifiedCommit",
+    "VerifiedStatement",
     "load_policy",
     "strip",
     "verify",
     "verify_fresh",
     "verify_in",
+    "verify_statement",
 ]
