@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quotary_attest.config import claimed_model
@@ -13,27 +16,74 @@ from quotary_attest.serving.peers import Allowed
 from quotary_attest.serving.proxy import Proxy, ProxyConfig
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from quotary_attest.agent import Agent
     from quotary_attest.config import AgentConfig
     from quotary_attest.config.sections import ProxySection
+    from quotary_attest.metrics import ServingMetrics
+    from quotary_attest.systemd import PassedSockets
 
 
-async def open_doors(config: AgentConfig, agent: Agent, stack: AsyncExitStack) -> dict[str, Any]:
-    """Open every door, to be closed with `stack`; return where they are, as the line on standard output says it."""
-    await stack.enter_async_context(LocalInterface(agent, local_config(config)))
-    ready: dict[str, Any] = {"socket": str(config.local_path)}
-    proxies = [await _open_proxy(config, section, agent, stack) for section in config.proxy]
-    if proxies:
-        ready |= {"proxy": proxies[0], "proxies": proxies}
-    return ready
+class Doors:
+    """Every door of an agent. Open it as an async context manager; `where` then says where each is."""
+
+    def __init__(
+        self, config: AgentConfig, agent: Agent, sockets: PassedSockets, metrics: ServingMetrics
+    ) -> None:
+        self._config, self._agent, self._sockets, self._metrics = config, agent, sockets, metrics
+        self._proxies: list[Proxy] = []
+        self._stack = AsyncExitStack()
+        self.where: dict[str, Any] = {}
+
+    async def __aenter__(self) -> Doors:
+        """Open them all. Raises ServiceError, SocketInUse or OSError, and then none is left open."""
+        async with AsyncExitStack() as stack:
+            local = local_config(self._config, self._sockets)
+            await stack.enter_async_context(LocalInterface(self._agent, local))
+            self.where["socket"] = str(local.path)
+            addresses = [await self._open_proxy(section, stack) for section in self._config.proxy]
+            if addresses:
+                self.where |= {"proxy": addresses[0], "proxies": addresses}
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close them all; what was handed in through them is answered first."""
+        await self._stack.aclose()
+
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Let no request in any more, and running answers end; see `Proxy.drain`."""
+        await asyncio.gather(*[proxy.drain(seconds, hurry) for proxy in self._proxies])
+
+    async def _open_proxy(self, section: ProxySection, stack: AsyncExitStack) -> str:
+        settings = proxy_config(self._config, section)
+        proxy = await stack.enter_async_context(Proxy(self._agent, settings, self._metrics))
+        self._proxies.append(proxy)
+        if section.listen is not None:
+            host, port = section.listen.host, section.listen.port
+            return f"http://{host}:{await proxy.listen(host, port)}"
+        listeners = self._sockets.take(section.socket or "")
+        for listener in listeners:
+            await proxy.listen_on(listener)
+        return _address_of(listeners[0])
 
 
-def local_config(config: AgentConfig) -> LocalConfig:
-    """Return how the local interface is set up."""
+def _address_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def local_config(config: AgentConfig, sockets: PassedSockets) -> LocalConfig:
+    """Return how the local interface is set up. Raises ServiceError."""
     users = frozenset((0, os.geteuid(), *config.local.allow_uids))
     others = bool(config.local.allow_uids or config.local.allow_gids)
     mode = 0o666 if others else 0o660  # whoever connects is still refused unless allowed
-    return LocalConfig(config.local_path, Allowed(users, frozenset(config.local.allow_gids)), mode=mode)
+    listener = None if config.local.socket is None else sockets.take(config.local.socket, Path)[0]
+    path = config.local_path if listener is None else Path(listener.getsockname())
+    return LocalConfig(path, Allowed(users, frozenset(config.local.allow_gids)), mode=mode, listener=listener)
 
 
 def proxy_config(config: AgentConfig, section: ProxySection) -> ProxyConfig:
@@ -49,11 +99,3 @@ def proxy_config(config: AgentConfig, section: ProxySection) -> ProxyConfig:
         fetch_seconds=section.fetch_seconds,
         connect_timeout=section.connect_timeout,
     )
-
-
-async def _open_proxy(config: AgentConfig, section: ProxySection, agent: Agent, stack: AsyncExitStack) -> str:
-    proxy = await stack.enter_async_context(Proxy(agent, proxy_config(config, section)))
-    if section.listen is None:
-        raise RuntimeError("a proxy listens somewhere")
-    host, port = section.listen.host, section.listen.port
-    return f"http://{host}:{await proxy.listen(host, port)}"

@@ -82,6 +82,7 @@ _ELSEWHERE = "a path outside the state folder, which nobody else may enter"
 @click.option(
     "--endorsement-auth-file", type=FILE, help="File whose first line authorises the endorsement hierarchy."
 )
+@click.option("--log", type=click.Choice(["text", "json"]), help="Log lines for people, or JSON objects.")
 @click.option(
     "--resume", is_flag=True, help="Go on although somebody else extended the chain PCR; auditors see a gap."
 )
@@ -97,13 +98,21 @@ def run(file: Path | None, *, resume: bool, **options: Any) -> None:
         overrides = _overrides(**options)
         config = read_config(file, overrides)
         _check_files(config, overrides)
-        from quotary_cli.agent_serve import serve, set_up_logging
-        from quotary_cli.agent_workload import measure
+        _run(config, resume=resume)
 
-        set_up_logging(config.log)
-        with _terminable(), tpm_of(config) as tcti:
-            workload = measure(config)
-            asyncio.run(serve(config, tcti, workload, resume=resume))
+
+def _run(config: AgentConfig, *, resume: bool) -> None:
+    from quotary_attest.logs import set_up
+    from quotary_cli.agent_serve import Service, serve
+    from quotary_cli.agent_workload import measure
+
+    set_up(config.log.format, config.log.level)
+    service = Service.of_environment()
+    with _terminable(), tpm_of(config) as tcti:
+        service.notifier.status("measuring the model and its engine")
+        workload = measure(config)
+        service.notifier.status("starting")
+        asyncio.run(serve(config, tcti, workload, service, resume=resume))
 
 
 @click.command("check-config")
@@ -187,6 +196,7 @@ def _overrides(
     uids: tuple[int, ...],
     keep_days: int | None,
     endorsement_auth_file: Path | None,
+    log: str | None,
     arguments: tuple[str, ...],
 ) -> dict[str, Any]:
     """Return the options in the form of the configuration file."""
@@ -219,6 +229,7 @@ def _overrides(
     put("local", "path", _absolute(socket))
     put("local", "allow_uids", uids)
     put("retention", "keep_days", keep_days)
+    put("log", "format", log)
     return overrides
 
 

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from quotary_attest.engine.errors import AgentError
 from quotary_attest.roots import RootError
+from quotary_attest.serving.notes import note_refusal
 from quotary_attest.serving.paths import Api
 from quotary_attest.serving.refusals import (
     Refusal,
@@ -66,6 +67,7 @@ def answer(refusal: Refusal, api: Api = Api.NONE) -> web.Response:
     )
     if refusal.retry_after is not None:
         response.headers["Retry-After"] = str(refusal.retry_after)
+    note_refusal(response, refusal.code)
     return response
 
 

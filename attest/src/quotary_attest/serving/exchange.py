@@ -10,6 +10,7 @@ from typing import Literal
 import aiohttp
 from aiohttp import web
 
+from quotary_attest.metrics import Unattested
 from quotary_attest.serving.aliases import credential_of
 from quotary_attest.serving.delivery import DELIVER, Terms, delivery_of
 from quotary_attest.serving.errors import NOT_ATTESTED, answer, logger, refusal_of
@@ -29,7 +30,7 @@ from quotary_attest.serving.paths import Api, PathTable
 from quotary_attest.serving.reading import FETCH_SECONDS
 from quotary_attest.serving.relay import StreamRelay
 from quotary_attest.serving.ticket import Recorder, Ticket
-from quotary_attest.serving.upstream import Upstream
+from quotary_attest.serving.route import Route
 from quotary_attest.serving.whole import WholeRelay, is_held
 from quotary_verifier.wire.records import ContextValue
 
@@ -67,10 +68,11 @@ class ProxyConfig:
 class Exchanges:
     """All that goes between clients and one engine."""
 
-    def __init__(self, config: ProxyConfig, recorder: Recorder, upstream: Upstream, watch: IdleWatch) -> None:
+    def __init__(self, config: ProxyConfig, recorder: Recorder, route: Route, watch: IdleWatch) -> None:
+        """`route` is where requests go; another may be put in its place at any time."""
         self._config = config
         self._recorder = recorder
-        self._upstream = upstream
+        self.route = route
         self._watch = watch
         self._budget = Budget(config.max_held_total)
 
@@ -84,11 +86,12 @@ class Exchanges:
         body = request.content if request.body_exists else None
         if body is not None and "Content-Length" in request.headers:
             headers["Content-Length"] = request.headers["Content-Length"]
-        upstream = await self._upstream.send(request, headers, body)
-        try:
-            return await pass_through(request, upstream, response_headers(upstream.headers))
-        finally:
-            upstream.close()
+        with self.route.carrying() as route:
+            upstream = await route.upstream.send(request, headers, body)
+            try:
+                return await pass_through(request, upstream, response_headers(upstream.headers))
+            finally:
+                upstream.close()
 
     async def _attested(self, request: web.Request, api: Api) -> web.StreamResponse:
         ticket = Ticket(
@@ -150,8 +153,9 @@ class Exchanges:
         if ticket.open and not is_identity(upstream.headers):
             logger.warning("output %s has a content coding and is not attested", ticket.text)
             ticket.abandon()
+            return await pass_through(request, upstream, headers, Unattested.CODING)
         if not ticket.open:
-            return await pass_through(request, upstream, headers)
+            return await pass_through(request, upstream, headers, Unattested.OUTAGE)
         if terms.in_stream or terms.in_object:
             drop_body_digests(headers)
         begun = b""

@@ -19,6 +19,7 @@ import base64
 import hashlib
 import os
 import re
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from aiohttp import web
 from quotary_attest.engine.outputs import Delivered, NewOutput
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.errors import Handler, Refusal, http_logger, logger, typed_errors
+from quotary_attest.serving.health import live, readiness
 from quotary_attest.serving.jsonbody import (
     hexadecimal,
     malformed,
@@ -74,6 +76,8 @@ class LocalConfig:
     max_request: int = 64 * 1024 * 1024
     """Bytes of a request to attest."""
     fetch_seconds: float = FETCH_SECONDS
+    listener: socket.socket | None = None
+    """A Unix socket that listens already, such as systemd passes on; group and mode are then its maker's."""
 
 
 class LocalInterface:
@@ -88,13 +92,16 @@ class LocalInterface:
         app.router.add_get("/v1/attestations/{id}", fetching(attester, seconds=config.fetch_seconds))
         app.router.add_post("/v1/quote", self._quote)
         app.router.add_get("/v1/status", self._status)
+        app.router.add_get("/v1/live", live)
+        app.router.add_get("/v1/ready", readiness(lambda: attester.outage))
         app.router.add_get("/" + PUBLISHED, publishing(attester))
         self._runner = web.AppRunner(app, auto_decompress=False, access_log=None, logger=http_logger)
 
     async def __aenter__(self) -> LocalInterface:
         """Listen. Raises SocketInUse or OSError."""
         await self._runner.setup()
-        listener = listen_on(self._config.path, mode=self._config.mode, group=self._config.group)
+        config = self._config
+        listener = config.listener or listen_on(config.path, mode=config.mode, group=config.group)
         await web.SockSite(self._runner, listener).start()
         return self
 
@@ -103,7 +110,8 @@ class LocalInterface:
     ) -> None:
         """Stop listening, remove the socket, and wait until every output that was handed in is answered."""
         await self._runner.cleanup()
-        self._config.path.unlink(missing_ok=True)
+        if self._config.listener is None:
+            self._config.path.unlink(missing_ok=True)
         await self._recorder.close()
 
     @web.middleware

@@ -12,7 +12,9 @@ import aiohttp
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
+from quotary_attest.metrics import Unattested
 from quotary_attest.serving.headers import ATTESTED
+from quotary_attest.serving.notes import note_unattested
 
 READ_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
 """What reading an upstream's body raises when it does not end as it must."""
@@ -35,13 +37,17 @@ def hang_up(request: web.BaseRequest) -> None:
 
 
 async def pass_through(
-    request: web.Request, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
+    request: web.Request,
+    answer: aiohttp.ClientResponse,
+    headers: CIMultiDict[str],
+    why: Unattested = Unattested.PATH,
 ) -> web.StreamResponse:
     """Pass on an answer that is not attested, and say so in its header."""
     headers[ATTESTED] = "no"
     if "Content-Length" in answer.headers:
         headers["Content-Length"] = answer.headers["Content-Length"]
     response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+    note_unattested(response, why)
     with suppress(ConnectionError):  # the client left
         await response.prepare(request)
         while data := await _next(answer):

@@ -7,16 +7,19 @@ by id, and the published log. Everything else passes through and says that it is
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from types import TracebackType
 from typing import Final
 
 from aiohttp import web
 
+from quotary_attest.engine.errors import Unavailable
+from quotary_attest.metrics import NO_METRICS, ServingMetrics
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.doors import PREFIXES as DOOR_PREFIXES
 from quotary_attest.serving.doors import add_doors
-from quotary_attest.serving.errors import Handler, Refusal, http_logger, typed_errors
+from quotary_attest.serving.errors import Handler, Refusal, http_logger, logger, typed_errors
 from quotary_attest.serving.exchange import Exchanges, ProxyConfig
 from quotary_attest.serving.headers import ATTESTED, OUTPUT
 from quotary_attest.serving.idle import IdleWatch
@@ -24,23 +27,26 @@ from quotary_attest.serving.pages import open_to_pages
 from quotary_attest.serving.paths import OWN_PREFIX
 from quotary_attest.serving.reading import PUBLISHED, fetching, publishing, stating
 from quotary_attest.serving.ticket import Recorder
+from quotary_attest.serving.traffic import Traffic
 from quotary_attest.serving.upstream import Upstream
 
 __all__ = ["Proxy", "ProxyConfig"]
 
 _OWN: Final = OWN_PREFIX + "/v1"
+_LAST_WORDS_SECONDS: Final = 2.0
 
 
 class Proxy:
     """The proxy as an aiohttp application. Use it as an async context manager, then `listen`."""
 
-    def __init__(self, attester: Attester, config: ProxyConfig) -> None:
+    def __init__(self, attester: Attester, config: ProxyConfig, metrics: ServingMetrics = NO_METRICS) -> None:
         """Raises ValueError if the upstream is not a usable URL."""
         self._recorder = Recorder(attester)
         self._upstream = Upstream(config.upstream, connect_timeout=config.connect_timeout)
         self._watch = IdleWatch(config.idle_seconds)
         exchanges = Exchanges(config, self._recorder, self._upstream, self._watch)
-        app = web.Application(middlewares=[_own_errors_marked, typed_errors])
+        self._traffic = Traffic(metrics)
+        app = web.Application(middlewares=[self._traffic.middleware, _own_errors_marked, typed_errors])
         doors = DOOR_PREFIXES if config.doors else ()
         open_to_pages(app, _OWN + "/", *doors)
         if config.doors:
@@ -71,6 +77,23 @@ class Proxy:
         await self._recorder.close()
         await self._watch.__aexit__(kind, error, trace)
         await self._upstream.__aexit__(kind, error, trace)
+
+    async def drain(self, seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Stop listening, and let running answers end.
+
+        After `seconds`, or as soon as `hurry` is set, those that still run end as in an outage: with an error and
+        without a proper end. What was handed in by then is attested all the same.
+        """
+        for site in list(self._runner.sites):
+            await site.stop()
+        if self._runner.server is not None:
+            self._runner.server.pre_shutdown()  # idle connections close, the others after their answer
+        if await self._traffic.until_idle(seconds, hurry):
+            return
+        logger.warning("%d answers are broken off", self._traffic.running)
+        self._recorder.cut = Unavailable("the agent is stopping")
+        if not await self._traffic.until_idle(_LAST_WORDS_SECONDS):
+            self._traffic.cancel()
 
     async def listen(self, host: str, port: int) -> int:
         """Listen on a TCP address; return the port (of use where 0 was asked for)."""

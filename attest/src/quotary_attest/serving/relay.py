@@ -15,9 +15,11 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from quotary_attest.engine.errors import Unavailable
+from quotary_attest.metrics import Carried, Unattested
 from quotary_attest.serving.delivery import Delivery, Terms
-from quotary_attest.serving.errors import NOT_ATTESTED, logger
+from quotary_attest.serving.errors import NOT_ATTESTED, logger, refusal_of
 from quotary_attest.serving.idle import IdleWatch
+from quotary_attest.serving.notes import note_carried, note_refusal, note_unattested
 from quotary_attest.serving.passing import READ_ERRORS, hang_up
 from quotary_attest.serving.tap import StreamTap
 from quotary_attest.serving.ticket import Account, Ticket
@@ -113,12 +115,14 @@ class StreamRelay:
             return
         try:
             inserted = await self._attested(account, place=place)
+            note_carried(response, self._carried(inserted))
         except NOT_ATTESTED as error:
             if not (self._terms.lenient and place and tap.mark):
                 await self._fail(response, error, between_events=place)
                 return
             logger.warning("output %s goes out unattested: %s", self._ticket.text, type(error).__name__)
             inserted = tap.mark
+            note_unattested(response, Unattested.OUTAGE)
         if inserted or tail:
             await response.write(inserted + tail)
         if ending is _Ending.CLEAN:
@@ -134,14 +138,20 @@ class StreamRelay:
         attestation = await self._ticket.attest(account)
         return self._tap.span(attestation) if place else b""
 
+    def _carried(self, inserted: bytes) -> Carried:
+        if self._terms.delivery is Delivery.DEFERRED:
+            return Carried.DEFERRED
+        return Carried.INBAND if inserted else Carried.BY_ID
+
     async def _fail(self, response: web.StreamResponse, error: Exception, *, between_events: bool) -> None:
         """End a stream that cannot be attested: an error event where one may stand, and no proper end."""
+        note_refusal(response, refusal_of(error).code)
         if between_events:
             await response.write(self._tap.error(error))
         hang_up(self._request)
 
     def _client_gone(self) -> None:
         """Record the prefix that was sent."""
-        if self._ticket.open:
+        if self._ticket.open and not self._ticket.cut:
             self._tap.close()
             self._ticket.record(self._tap.account(clean=False, client_gone=True))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quotary_attest.engine.outputs import Delivered, NewOutput
+from quotary_attest.enginelink import Tie
 from quotary_attest.serving.aliases import alias_of
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.refusals import logger
@@ -42,7 +43,14 @@ class Recorder:
         """`source` is how the outputs were got: relayed by the proxy, or reported by middleware."""
         self.attester = attester
         self.source = source
+        self.cut: Exception | None = None
+        """Set where the agent stops and waits no longer: why running answers are broken off."""
         self._tasks: set[asyncio.Task[Delivered]] = set()
+
+    @property
+    def outage(self) -> Exception | None:
+        """Why nothing can be attested now; None while something can."""
+        return self.cut or self.attester.outage
 
     def start(self, work: Coroutine[Any, Any, Delivered]) -> asyncio.Task[Delivered]:
         """Run `work`; its failure is noted, never raised out of a task that nobody waits for."""
@@ -70,7 +78,7 @@ class Ticket:
 
     __slots__ = (
         "_alias", "_commitment", "_context", "_credential", "_model", "_nonce", "_recorder", "_used", "key",
-        "output_id",
+        "output_id", "tie",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +105,8 @@ class Ticket:
         self.key = secrets.token_bytes(REQUEST_KEY_BYTES)
         """The request key, 32 bytes: what is derived from the request is committed to under it."""
         self.output_id = recorder.attester.new_output_id()
+        self.tie: Tie | None = None
+        """What was checked of the engine that answers; None while nothing was."""
 
     @property
     def text(self) -> str:
@@ -105,7 +115,7 @@ class Ticket:
 
     async def announce(self, request_body: bytes, nonce: bytes | None) -> None:
         """Commit to the request and let `fetch` wait for the output. Raises Unavailable."""
-        if (outage := self._recorder.attester.outage) is not None:
+        if (outage := self._recorder.outage) is not None:
             raise outage
         self._nonce = nonce
         if len(request_body) > _LONG_BODY:
@@ -123,7 +133,12 @@ class Ticket:
     @property
     def outage(self) -> Exception | None:
         """Why nothing can be attested now, whatever the output becomes; None while something can."""
-        return self._recorder.attester.outage
+        return self._recorder.outage
+
+    @property
+    def cut(self) -> bool:
+        """True where the agent itself breaks answers off: one that ends now has not lost its client."""
+        return self._recorder.cut is not None
 
     def known_as(self, upstream_id: str) -> None:
         """Let whoever has the client's credential find the output by the engine's own id, from now on."""
@@ -170,6 +185,7 @@ class Ticket:
             {**self._context, **account.facts, "status": account.status},
             self._recorder.source,
             self._alias,
+            None if self.tie is None else self.tie.link,
         )
         logger.info("output %s ends in state %d, status %d", self.text, account.state, account.status)
         return self._recorder.start(self._recorder.attester.submit(output))

@@ -1,38 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The requests that are being answered: what there is to count of each, and how they end where the agent stops.
 
-Whoever makes an answer notes on it what it is (`note_refusal`, `note_delivery`, `note_unattested`); the middleware
-counts it once, when the handler is done.
+Whoever makes an answer notes on it what it is (`quotary_attest.serving.notes`); the middleware counts it once, when
+the handler is done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
 from aiohttp import web
 
-from quotary_attest.metrics import NO_METRICS, Carried, ServingMetrics, Unattested
+from quotary_attest.metrics import NO_METRICS, ServingMetrics
 from quotary_attest.serving.errors import Handler
-
-_REFUSAL: Final = web.ResponseKey("refusal", str)
-_DELIVERY: Final = web.ResponseKey("delivery", Carried)
-_UNATTESTED: Final = web.ResponseKey("unattested", Unattested)
-
-
-def note_refusal(response: web.StreamResponse, code: str) -> None:
-    """Note that the answer is, or ended with, an error of our own."""
-    response[_REFUSAL] = code
-
-
-def note_delivery(response: web.StreamResponse, how: Carried) -> None:
-    """Note that the answer is attested, and how its client gets the attestation."""
-    response[_DELIVERY] = how
-
-
-def note_unattested(response: web.StreamResponse, why: Unattested) -> None:
-    """Note that the answer goes out without an attestation."""
-    response[_UNATTESTED] = why
+from quotary_attest.serving.notes import count_answer
 
 
 class Traffic:
@@ -67,16 +48,8 @@ class Traffic:
             self._running.discard(task)
             if not self._running:
                 self._idle.set()
-        self._count(response)
+        count_answer(response, self._metrics)
         return response
-
-    def _count(self, response: web.StreamResponse) -> None:
-        if (code := response.get(_REFUSAL)) is not None:
-            self._metrics.refused(code)
-        elif (how := response.get(_DELIVERY)) is not None:
-            self._metrics.delivered(how)
-        elif (why := response.get(_UNATTESTED)) is not None:
-            self._metrics.unattested(why)
 
     async def until_idle(self, seconds: float, hurry: asyncio.Event | None = None) -> bool:
         """Wait until nothing is being answered, at most `seconds` or until `hurry` is set; return whether it is so."""

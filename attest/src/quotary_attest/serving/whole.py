@@ -12,11 +12,13 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
+from quotary_attest.metrics import Carried, Unattested
 from quotary_attest.serving.delivery import ATTESTATION, Delivery, Terms, header_value
 from quotary_attest.serving.errors import NOT_ATTESTED, Refusal, logger
 from quotary_attest.serving.headers import ATTESTED
 from quotary_attest.serving.held import Share
 from quotary_attest.serving.idle import IdleWatch
+from quotary_attest.serving.notes import note_carried, note_unattested
 from quotary_attest.serving.passing import READ_ERRORS, hang_up
 from quotary_attest.serving.tap import EVENT_STREAM, is_json, whole_account
 from quotary_attest.serving.ticket import Account, Ticket
@@ -73,8 +75,9 @@ class WholeRelay:
         Raises the agent's errors.
         """
         account = await _off_loop(body, self._account)
+        carried: Carried | None = None
         try:
-            body = await self._attested(account, headers, body)
+            body, carried = await self._attested(account, headers, body)
         except NOT_ATTESTED as error:
             if not self._terms.lenient:
                 raise
@@ -83,6 +86,10 @@ class WholeRelay:
         response = web.Response(
             status=self._answer.status, reason=self._answer.reason, headers=headers, body=body
         )
+        if carried is None:
+            note_unattested(response, Unattested.OUTAGE)
+        else:
+            note_carried(response, carried)
         try:
             await response.prepare(request)
             await response.write_eof()
@@ -93,22 +100,26 @@ class WholeRelay:
             hang_up(request)
         return response
 
-    async def _attested(self, account: Account, headers: CIMultiDict[str], body: bytes) -> bytes:
+    async def _attested(
+        self, account: Account, headers: CIMultiDict[str], body: bytes
+    ) -> tuple[bytes, Carried]:
         """Return the body as it goes out once it is attested; set the header field if there is to be one."""
         if self._terms.delivery is Delivery.DEFERRED:
             await self._ticket.hand_in(account)
-            return body
+            return body, Carried.DEFERRED
         attestation = await self._ticket.attest(account)
         if self._terms.delivery is Delivery.HEADER and (value := header_value(attestation)) is not None:
             headers[ATTESTATION] = value
+            return body, Carried.HEADER
         in_object = self._terms.in_object and is_json(self._answer.content_type) and opens_object(body)
         if not in_object or len(attestation) > self._terms.max_inband:
-            return body
-        return await _off_loop(body, lambda content: insert(content, attestation)) or body
+            return body, Carried.BY_ID
+        inserted = await _off_loop(body, lambda content: insert(content, attestation))
+        return (body, Carried.BY_ID) if inserted is None else (inserted, Carried.INBAND)
 
     def client_gone(self) -> None:
         """Record that nothing was sent."""
-        if self._ticket.open:
+        if self._ticket.open and not self._ticket.cut:
             digests = {"body": hashlib.sha256().digest()}
             self._ticket.record(Account(State.CLIENT_GONE, digests, self._answer.status))
 
