@@ -64,3 +64,20 @@ class ConfiguredLink:
 
 
 CONFIGURED_LINK = ConfiguredLink()
+
+
+class Tie:
+    """What was checked of one request's engine when it began to answer."""
+
+    __slots__ = ("_link", "_model", "_then")
+
+    def __init__(self, link: EngineLink, model: str, peer: Peer | None) -> None:
+        self._link, self._model = link, model
+        self._then = link.link(model, peer)
+
+    @property
+    def link(self) -> Link:
+        """What a record of the answer may say: what was checked then, unless the model's files have changed since."""
+        return (
+            self._then if self._then is Link.CONFIGURED or self._link.holds(self._model) else Link.CONFIGURED
+        )

@@ -10,6 +10,7 @@ from typing import Literal
 import aiohttp
 from aiohttp import web
 
+from quotary_attest.enginelink import TcpPeer
 from quotary_attest.metrics import Unattested
 from quotary_attest.serving.aliases import credential_of
 from quotary_attest.serving.delivery import DELIVER, Terms, delivery_of
@@ -29,8 +30,8 @@ from quotary_attest.serving.passing import pass_through
 from quotary_attest.serving.paths import Api, PathTable
 from quotary_attest.serving.reading import FETCH_SECONDS
 from quotary_attest.serving.relay import StreamRelay
-from quotary_attest.serving.ticket import Recorder, Ticket
 from quotary_attest.serving.route import Route
+from quotary_attest.serving.ticket import Recorder, Ticket
 from quotary_attest.serving.whole import WholeRelay, is_held
 from quotary_verifier.wire.records import ContextValue
 
@@ -94,15 +95,19 @@ class Exchanges:
                 upstream.close()
 
     async def _attested(self, request: web.Request, api: Api) -> web.StreamResponse:
+        with self.route.carrying() as route:
+            return await self._answered(request, api, route)
+
+    async def _answered(self, request: web.Request, api: Api, route: Route) -> web.StreamResponse:
         ticket = Ticket(
             self._recorder,
-            model=self._config.model,
+            model=route.model,
             context=self._context(request),
             credential=credential_of(request.headers),
         )
         try:
             with self._budget.share() as share:
-                return await self._exchange(request, ticket, api, share)
+                return await self._exchange(request, ticket, api, share, route)
         except Exception as error:
             response = answer(refusal_of(error), api)
             response.headers[OUTPUT] = ticket.text
@@ -118,7 +123,7 @@ class Exchanges:
         return context
 
     async def _exchange(
-        self, request: web.Request, ticket: Ticket, api: Api, share: Share
+        self, request: web.Request, ticket: Ticket, api: Api, share: Share, route: Route
     ) -> web.StreamResponse:
         config = self._config
         delivery = delivery_of(request.headers.getall(DELIVER, ()))
@@ -132,10 +137,12 @@ class Exchanges:
             if not terms.lenient:
                 raise
             logger.warning("output %s goes out unattested: %s", ticket.text, type(error).__name__)
-        upstream = await self._upstream.send(request, headers, body)
+        peers: list[TcpPeer] = []
+        upstream = await route.upstream.send(request, headers, body, note=peers.append)
         del body
         share.release()
         try:
+            ticket.tie = route.tie(peers[-1] if peers else None)
             return await self._relay(request, ticket, terms, upstream, share)
         finally:
             upstream.close()

@@ -15,6 +15,7 @@ from typing import Final
 from aiohttp import web
 
 from quotary_attest.engine.errors import Unavailable
+from quotary_attest.enginelink import CONFIGURED_LINK, EngineLink
 from quotary_attest.metrics import NO_METRICS, ServingMetrics
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.doors import PREFIXES as DOOR_PREFIXES
@@ -26,6 +27,7 @@ from quotary_attest.serving.idle import IdleWatch
 from quotary_attest.serving.pages import open_to_pages
 from quotary_attest.serving.paths import OWN_PREFIX
 from quotary_attest.serving.reading import PUBLISHED, fetching, publishing, stating
+from quotary_attest.serving.route import Route
 from quotary_attest.serving.ticket import Recorder
 from quotary_attest.serving.traffic import Traffic
 from quotary_attest.serving.upstream import Upstream
@@ -39,12 +41,23 @@ _LAST_WORDS_SECONDS: Final = 2.0
 class Proxy:
     """The proxy as an aiohttp application. Use it as an async context manager, then `listen`."""
 
-    def __init__(self, attester: Attester, config: ProxyConfig, metrics: ServingMetrics = NO_METRICS) -> None:
-        """Raises ValueError if the upstream is not a usable URL."""
+    def __init__(
+        self,
+        attester: Attester,
+        config: ProxyConfig,
+        metrics: ServingMetrics = NO_METRICS,
+        *,
+        link: EngineLink = CONFIGURED_LINK,
+    ) -> None:
+        """`link` says how the engine behind each connection is tied to the model that is claimed.
+
+        Raises ValueError if the upstream is not a usable URL.
+        """
         self._recorder = Recorder(attester)
-        self._upstream = Upstream(config.upstream, connect_timeout=config.connect_timeout)
+        upstream = Upstream(config.upstream, connect_timeout=config.connect_timeout)
         self._watch = IdleWatch(config.idle_seconds)
-        exchanges = Exchanges(config, self._recorder, self._upstream, self._watch)
+        self._connect_timeout = config.connect_timeout
+        self._exchanges = Exchanges(config, self._recorder, Route(upstream, config.model, link), self._watch)
         self._traffic = Traffic(metrics)
         app = web.Application(middlewares=[self._traffic.middleware, _own_errors_marked, typed_errors])
         doors = DOOR_PREFIXES if config.doors else ()
@@ -56,7 +69,7 @@ class Proxy:
         app.router.add_get(_OWN + "/statement", stating(attester))
         app.router.add_get(f"{_OWN}/{PUBLISHED}", publishing(attester))
         app.router.add_route("*", OWN_PREFIX + "{rest:(?:/.*)?}", _nothing_here)
-        app.router.add_route("*", "/{path:.*}", exchanges.handle)
+        app.router.add_route("*", "/{path:.*}", self._exchanges.handle)
         # A client that goes away must not leave the engine working, so its handler is cancelled.
         self._runner = web.AppRunner(
             app, handler_cancellation=True, auto_decompress=False, access_log=None, logger=http_logger
@@ -64,7 +77,7 @@ class Proxy:
 
     async def __aenter__(self) -> Proxy:
         """Open the client towards the engine."""
-        await self._upstream.__aenter__()
+        await self._exchanges.route.upstream.__aenter__()
         await self._watch.__aenter__()
         await self._runner.setup()
         return self
@@ -76,7 +89,30 @@ class Proxy:
         await self._runner.cleanup()
         await self._recorder.close()
         await self._watch.__aexit__(kind, error, trace)
-        await self._upstream.__aexit__(kind, error, trace)
+        await self._exchanges.route.upstream.__aexit__(kind, error, trace)
+
+    @property
+    def route(self) -> Route:
+        """Where requests go that come now."""
+        return self._exchanges.route
+
+    async def switch(self, upstream: str, model: str | None, link: EngineLink) -> Route:
+        """Send the requests that come from now on to another engine, or claim another model for the same one.
+
+        Those that began before go on; `leave` waits for them. Returns the route that was in place.
+
+        Raises:
+            ValueError: the upstream is not a usable URL.
+        """
+        server = Upstream(upstream, connect_timeout=self._connect_timeout)
+        await server.__aenter__()
+        before, self._exchanges.route = self._exchanges.route, Route(server, model, link)
+        return before
+
+    async def leave(self, before: Route) -> None:
+        """Wait until nothing is on its way on a route that was left, then close its connections."""
+        await before.idle()
+        await before.upstream.__aexit__(None, None, None)
 
     async def drain(self, seconds: float, hurry: asyncio.Event | None = None) -> None:
         """Stop listening, and let running answers end.

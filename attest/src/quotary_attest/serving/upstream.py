@@ -10,19 +10,47 @@ sends them again on a fresh connection if a used one turned out closed.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from contextvars import ContextVar
 from types import TracebackType
 
 import aiohttp
 from aiohttp import StreamReader, hdrs, web
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 from yarl import URL
 
+from quotary_attest.enginelink import TcpPeer
 from quotary_attest.serving.errors import Refusal
 
 _IDEMPOTENT = frozenset((hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS))
 _AUTOMATIC = frozenset((hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.CONTENT_TYPE))
 _MAX_FIELD = 64 * 1024
 _LONG_BODY = 256 * 1024
+
+Noted = Callable[[TcpPeer], None]
+_noted: ContextVar[Noted | None] = ContextVar("quotary-upstream-peer", default=None)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A connector that tells whoever asks to which two ends a request's connection goes."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - the library's
+    ) -> Connection:
+        """Connect as the library does."""
+        connection = await super().connect(req, traces, timeout)
+        note = _noted.get()
+        if note is not None and connection.transport is not None:
+            ours = connection.transport.get_extra_info("sockname")
+            theirs = connection.transport.get_extra_info("peername")
+            if ours and theirs:
+                note(TcpPeer((ours[0], ours[1]), (theirs[0], theirs[1])))
+        return connection
 
 
 class Upstream:
@@ -46,7 +74,7 @@ class Upstream:
 
     async def __aenter__(self) -> Upstream:
         """Open the client sessions."""
-        self._single = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
+        self._single = self._session(_Connector(limit=0, force_close=True))
         self._pooled = self._session(aiohttp.TCPConnector(limit=0))
         return self
 
@@ -70,9 +98,16 @@ class Upstream:
         )
 
     async def send(
-        self, request: web.BaseRequest, headers: CIMultiDict[str], body: bytes | StreamReader | None
+        self,
+        request: web.BaseRequest,
+        headers: CIMultiDict[str],
+        body: bytes | StreamReader | None,
+        *,
+        note: Noted | None = None,
     ) -> aiohttp.ClientResponse:
         """Send a client's request on and return the answer once its header is here.
+
+        `note` is called with the two ends of a connection of the request's own, as soon as it stands.
 
         The body of an attested request is bytes; of any other it is passed on as it comes.
 
@@ -82,6 +117,7 @@ class Upstream:
         session = self._pooled if request.method in _IDEMPOTENT else self._single
         if session is None:
             raise RuntimeError("the upstream is not open")
+        _noted.set(note)
         path = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
         try:
             return await session.request(
