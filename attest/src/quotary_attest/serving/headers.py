@@ -3,22 +3,22 @@
 
 from __future__ import annotations
 
-import re
-
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from quotary_attest.serving.delivery import ATTESTATION, DELIVER
 from quotary_attest.serving.errors import Refusal
-from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
+from quotary_attest.serving.fields import ATTESTED, BODY_DIGESTS, NONCE, OUTPUT, all_identity, parse_nonce
 
-OUTPUT = "Quotary-Output"
-"""In every answer of an attested path: `out_` and 48 hexadecimal digits. Knowing it is the right to fetch."""
-
-ATTESTED = "Quotary-Attested"
-"""`no` in every answer that is not attested, and in no other."""
-
-NONCE = "Quotary-Nonce"
-"""In a request: 8 to 64 bytes in lower-case hexadecimal, which the output record will carry."""
+__all__ = [
+    "ATTESTED",
+    "NONCE",
+    "OUTPUT",
+    "drop_body_digests",
+    "is_identity",
+    "nonce_of",
+    "request_headers",
+    "response_headers",
+]
 
 _HOP_BY_HOP = frozenset(
     ("connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade")
@@ -33,8 +33,6 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     DELIVER.lower(),
 }
 _NOT_RETURNED = _HOP_BY_HOP | {"content-length", OUTPUT.lower(), ATTESTED.lower(), ATTESTATION.lower()}
-_BODY_DIGESTS = ("Content-MD5", "Content-Digest", "Repr-Digest", "Digest")
-_NONCE = re.compile(rf"(?:[0-9a-f]{{2}}){{{MIN_NONCE},{MAX_NONCE}}}")
 
 
 def _passed_on(headers: CIMultiDictProxy[str], without: frozenset[str]) -> CIMultiDict[str]:
@@ -77,14 +75,13 @@ def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 
 def drop_body_digests(headers: CIMultiDict[str]) -> None:
     """Take out the fields that would be wrong for a body with a span in it (RFC 9530)."""
-    for name in _BODY_DIGESTS:
+    for name in BODY_DIGESTS:
         headers.popall(name, None)
 
 
 def is_identity(headers: CIMultiDictProxy[str]) -> bool:
     """Tell whether an answer has no content coding."""
-    codings = ",".join(headers.getall("Content-Encoding", ())).split(",")
-    return all(coding.strip().lower() in ("", "identity") for coding in codings)
+    return all_identity(headers.getall("Content-Encoding", ()))
 
 
 def nonce_of(headers: CIMultiDictProxy[str]) -> bytes | None:
@@ -93,9 +90,4 @@ def nonce_of(headers: CIMultiDictProxy[str]) -> bytes | None:
     Raises:
         Refusal: it is not 8 to 64 bytes in lower-case hexadecimal, or there are several.
     """
-    values = headers.getall(NONCE, ())
-    if not values:
-        return None
-    if len(values) > 1 or not _NONCE.fullmatch(values[0]):
-        raise Refusal(400, "bad_nonce", "Quotary-Nonce is not 8 to 64 bytes in lower-case hexadecimal")
-    return bytes.fromhex(values[0])
+    return parse_nonce(headers.getall(NONCE, ()))

@@ -117,11 +117,17 @@ class Ticket:
         """Commit to the request and let `fetch` wait for the output. Raises Unavailable."""
         if (outage := self._recorder.outage) is not None:
             raise outage
-        self._nonce = nonce
         if len(request_body) > _LONG_BODY:
-            self._commitment = await asyncio.to_thread(request_commitment, self.key, request_body)
+            commitment = await asyncio.to_thread(request_commitment, self.key, request_body)
         else:
-            self._commitment = request_commitment(self.key, request_body)
+            commitment = request_commitment(self.key, request_body)
+        self.announce_committed(commitment, nonce)
+
+    def announce_committed(self, commitment: bytes, nonce: bytes | None) -> None:
+        """Do the same for a request that was committed to under `key` as it passed. Raises Unavailable, Busy."""
+        if (outage := self._recorder.outage) is not None:
+            raise outage
+        self._nonce, self._commitment = nonce, commitment
         self._recorder.attester.reserve(self.output_id)
         self._used = False
 
