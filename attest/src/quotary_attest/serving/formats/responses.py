@@ -25,11 +25,12 @@ _RESPONSES: Final = _ENDS | {"response.created", "response.in_progress", "respon
 class Response(Meaning):
     """A response."""
 
-    __slots__ = ("_items", "sequence")
+    __slots__ = ("_count", "_items", "sequence")
 
     def __init__(self, key: bytes, announce: Announce = nobody) -> None:
         super().__init__(key, announce)
-        self._items: dict[Any, int] = {}
+        self._count = 0
+        self._items: dict[str, int] = {}
         self.sequence = -1
         """The last sequence number of the stream."""
 
@@ -68,19 +69,20 @@ class Response(Meaning):
 
     def _added(self, event: dict[str, Any]) -> None:
         item = event.get("item")
-        number = index_of(event, len(self._items), "output_index")
-        if isinstance(item, dict) and number is not None:
-            name = item.get("id")
-            self._items[name if isinstance(name, str) else number] = number
-            self._item(item, number)
+        number = index_of(event, self._count, "output_index")
+        if not isinstance(item, dict) or number is None:
+            return
+        self._count += 1
+        for name in (item.get("id"), item.get("call_id")):
+            if isinstance(name, str):
+                self._items[name] = number
+        self._item(item, number)
 
     def _number(self, event: dict[str, Any]) -> int | None:
-        """Return the position of the item that an event speaks of; not all engines send it."""
+        """Return the position of the item that an event speaks of; some engines only name the item."""
         name = event.get("item_id")
-        known = self._items.get(name) if isinstance(name, str) else None
-        if known is None or "output_index" in event:
-            return index_of(event, -1, "output_index")
-        return known
+        known = self._items.get(name, -1) if isinstance(name, str) else -1
+        return index_of(event, known, "output_index")
 
     def _item(self, item: Any, number: int) -> None:
         if not isinstance(item, dict):
