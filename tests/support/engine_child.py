@@ -3,10 +3,10 @@
 
     python engine_child.py TCTI FOLDER POINT SKIP BODIES
 
-attests BODIES outputs one after another, each with the digest of its body as an alias, and ends by SIGKILL the
-moment the crash point POINT is met for the (SKIP+1)-th time *after* the agent has started; a SKIP below zero counts
-from the beginning of the start instead: -1 is the first time. Each acknowledged attestation is one line of
-hexadecimal digits on stdout.
+attests BODIES outputs one after another, each with the digest of its body as an alias (none: it makes a statement
+instead), and ends by SIGKILL the moment the crash point POINT is met for the (SKIP+1)-th time *after* the agent has
+started; a SKIP below zero counts from the beginning of the start instead: -1 is the first time. Each acknowledged
+attestation is one line of hexadecimal digits on stdout.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from agents import WORKLOAD
 from quotary_attest.agent import Agent, NewOutput, World
 from quotary_attest.state import read_identity
 from quotary_attest.tpm.root import open_root
+from quotary_verifier.wire.declaration import Declaration, Service
+
+TOLD = Declaration.of([Service("llama", ("/v1/chat/completions",))])
 
 
 class Crash:
@@ -48,6 +51,8 @@ async def main(tcti: str, folder: Path, point: str, skip: int, bodies: int) -> N
     root = await open_root(read_identity(folder).tpm, tcti)
     agent = await Agent.start(folder, root=root, workload=WORKLOAD, world=World(crash=crash))
     crash.started = True
+    if not bodies:
+        await agent.declare(TOLD)
     for number in range(bodies):
         body = sha256(b"output %d" % number).digest()
         delivered = await agent.submit(NewOutput(agent.new_output_id(), {"body": body}, alias=body))

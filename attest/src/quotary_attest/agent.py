@@ -34,12 +34,14 @@ from quotary_attest.engine.errors import (
 from quotary_attest.engine.host import CRASH_POINTS, Host, World, check_root
 from quotary_attest.engine.loop import MAX_QUEUE, Engine
 from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
+from quotary_attest.engine.statements import declare
 from quotary_attest.engine.stored import Stored
 from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import Store
 from quotary_attest.metrics import NO_METRICS, Metrics
 from quotary_attest.roots import Root
 from quotary_attest.serving.aliases import alias_secret_of
+from quotary_attest.serving.attester import STATEMENT_ID
 from quotary_attest.state import (
     HostIdentity,
     StateFolder,
@@ -47,6 +49,7 @@ from quotary_attest.state import (
 )
 from quotary_attest.workload import Workload
 from quotary_verifier.wire.bindings import fresh_digest, request_commitment
+from quotary_verifier.wire.declaration import Declaration
 from quotary_verifier.wire.fresh import FreshQuote
 from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
 from quotary_verifier.wire.records import ContextValue, Source, State
@@ -272,18 +275,28 @@ class Agent:
             return None
 
     async def fetch(self, output_id: bytes, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        """Return the attestation of an output, waiting up to `timeout` seconds for one that is on its way.
+        """Return the attestation of an output, waiting up to `timeout` seconds for one that is on its way;
+        `STATEMENT_ID` stands for the host's newest statement.
 
         Raises:
             UnknownOutput: there is none, or no more.
             Unavailable: its commit failed.
             TimeoutError: it was still on its way.
         """
+        if output_id == STATEMENT_ID:
+            return (await asyncio.to_thread(self._running[2].statement))[1]
         async with asyncio.timeout(timeout):
             delivered = await self._engine.waiting.ask(output_id)
         if delivered is not None:
             return delivered.encoded
         return await asyncio.to_thread(self._running[2].attestation, output_id)
+
+    async def declare(self, declaration: Declaration) -> None:
+        """State in the log which answers are attested from now on, unless the newest statement says so already.
+
+        Raises Unavailable, Busy; ValueError where the text is too long.
+        """
+        await declare(*self._running, declaration)
 
     # -- platform
 

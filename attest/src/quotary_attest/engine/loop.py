@@ -24,7 +24,7 @@ from quotary_attest.engine.host import Host
 from quotary_attest.engine.outputs import Delivered, Leaves, NewOutput, Pending
 from quotary_attest.engine.pulse import Pulse
 from quotary_attest.engine.start import Starter, refused
-from quotary_attest.engine.waiting import Waiting, settle
+from quotary_attest.engine.waiting import Waiting, in_turn, settle
 from quotary_attest.log.errors import DamagedError, StorageFailed, StoreError
 from quotary_attest.roots import ForeignExtend, PlatformReset, Quote, RootError, RootGone
 from quotary_attest.workload import Workload
@@ -149,6 +149,10 @@ class Engine:
 
         await self._do(job)
         return found[0]
+
+    async def between(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Run a job that may commit, between two commits; what it committed is published. Raises Unavailable, Busy."""
+        await self._do(lambda: in_turn(self._quiet, job, self._apply))
 
     async def reload_certificates(self) -> None:
         """Take up newly installed certificates for the commits that follow. Raises StateError, Unavailable."""

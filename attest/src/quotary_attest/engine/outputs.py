@@ -78,8 +78,9 @@ class NewOutput:
     `request` is the commitment to the request body under `request_key`, both 32 bytes; `model` is the name that
     an event of the epoch in force measured, None where no model is claimed. `link` is what was checked of the engine
     that made this output; None leaves what the epoch says of the model, which is *configured* for all that an agent
-    measured itself. `model` may also be the exact key of a model (`ServedModel.key`). `alias` is another name under which the output is found (`quotary_attest.serving.aliases`); it stays with
-    the host, and is kept as long as the record.
+    measured itself. `model` may also be the exact key of a model (`ServedModel.key`). `alias` is another name under
+    which the output is found (`quotary_attest.serving.aliases`); it stays with the host, and is kept as long as the
+    record.
     """
 
     output_id: bytes
@@ -234,8 +235,8 @@ class Leaves:
         self.request_keys += batch.request_keys
         self.aliases += batch.aliases or [None] * len(batch.records)
 
-    def add_public(self, record: bytes, moment: int) -> None:
-        """Append a record that is public: genesis, boot or statement."""
+    def add_public(self, record: bytes, moment: int, alias: bytes | None = None) -> None:
+        """Append a record that is public: genesis, boot or statement; the newest of an alias can be found by it."""
         entry = entry_of(record)
         self.records.append(record)
         self.entries.append(entry)
@@ -243,7 +244,7 @@ class Leaves:
         self.output_ids.append(None)
         self.times.append(moment)
         self.request_keys.append(None)
-        self.aliases.append(None)
+        self.aliases.append(alias)
 
 
 def wall_clock() -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from hashlib import sha256
 from threading import Lock
 from typing import Final
 
@@ -11,12 +12,16 @@ from quotary_attest.engine.assemble import Sealed, Template, WorkloadView
 from quotary_attest.engine.errors import UnknownOutput
 from quotary_attest.engine.host import Host
 from quotary_attest.log.errors import NotFound
+from quotary_attest.log.store import AttestationParts
 from quotary_verifier.logs.cel import parse_log
 from quotary_verifier.wire.attestation import TpmSupport
 from quotary_verifier.wire.history import CommitSupport
-from quotary_verifier.wire.records import Output
+from quotary_verifier.wire.records import Output, Statement
 
 _VIEWS: Final = 8
+
+STATEMENT: Final = sha256(b"quotary/statement/v1\n\0").digest()
+"""The alias by which the newest statement is found. Aliases of outputs are made under a secret."""
 
 
 class Stored:
@@ -39,10 +44,24 @@ class Stored:
             parts = self._host.store.parts(output_id)
         except NotFound as error:
             raise UnknownOutput(str(error)) from error
-        if parts.index < parts.commit.first:
-            raise UnknownOutput("the host stopped before it could commit this output: no quote speaks for it")
         model = Output.decode(parts.record).model
-        event = None if model is None else model.event
+        return self._joined(parts, None if model is None else model.event)
+
+    def statement(self) -> tuple[Statement, bytes]:
+        """Return the host's newest statement, and its attestation with the newest certificates.
+
+        Raises:
+            UnknownOutput: the host states nothing, or no quote speaks for what it last stated.
+        """
+        try:
+            parts = self._host.store.parts_of(self._host.store.public(STATEMENT))
+        except NotFound as error:
+            raise UnknownOutput(str(error)) from error
+        return Statement.decode(parts.record), self._joined(parts, None)
+
+    def _joined(self, parts: AttestationParts, event: int | None) -> bytes:
+        if parts.index < parts.commit.first:
+            raise UnknownOutput("the host stopped before it could commit this record: no quote speaks for it")
         (stored,) = parts.commit.commit.supports
         sealed = Sealed(parts.commit.commit.note, self._support(stored), self._view(stored.workload_log))
         own = self._template.parts(parts.record, parts.index, parts.path, event, parts.request_key)

@@ -123,6 +123,12 @@ class Waiting:
                 asker.set_exception(error)
 
 
+async def in_turn(*jobs: Callable[[], Awaitable[None]]) -> None:
+    """Run jobs one after another."""
+    for job in jobs:
+        await job()
+
+
 async def settle(job: Callable[[], Awaitable[None]], future: asyncio.Future[None]) -> None:
     """Run a job and hand its outcome to its caller; a failure of root or disk is the engine's business too."""
     try:

@@ -37,7 +37,11 @@ CREATE TABLE state (durable INTEGER NOT NULL);
 _WAL_LIMIT: Final = 64 << 20
 _CACHE_KIB: Final = 8192
 _BY_ID: Final = "SELECT idx, time, record, request_key FROM output WHERE id = ? ORDER BY idx LIMIT 1"
-_BY_ALIAS: Final = "SELECT id FROM output WHERE alias = ? ORDER BY idx DESC LIMIT 1"
+_BY_ALIAS: Final = "SELECT id FROM output WHERE alias = ? AND id IS NOT NULL ORDER BY idx DESC LIMIT 1"
+_PUBLIC: Final = (
+    "SELECT idx, time, record, request_key FROM output"
+    " WHERE alias = ? AND id IS NULL ORDER BY idx DESC LIMIT 1"
+)
 _BY_INDEX: Final = "SELECT idx, time, record, request_key FROM output WHERE idx = ?"
 _BETWEEN: Final = "SELECT idx, time, record, request_key FROM output WHERE idx >= ? AND idx < ? ORDER BY idx"
 
@@ -163,6 +167,10 @@ class Records:
         if row is None:
             raise NotFound("there is no output of this alias")
         return bytes(row[0])
+
+    def public(self, alias: bytes) -> StoredRecord:
+        """Return the newest public record of an alias. Raises NotFound where there is none."""
+        return self._stored(_PUBLIC, alias, "there is no public record of this alias")
 
     def _stored(self, query: str, key: bytes | int, absent: str) -> StoredRecord:
         row = self._one(query, key)

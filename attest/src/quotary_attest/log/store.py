@@ -283,6 +283,10 @@ class Store:
         """Return the id of the newest output of an alias (32 bytes). Raises NotFound: never, or expired."""
         return self._records.by_alias(alias)
 
+    def public(self, alias: bytes) -> StoredRecord:
+        """Return the newest public record of an alias. Raises NotFound: none, or not applied yet."""
+        return self._below(self._records.public(alias))
+
     def record_at(self, index: int) -> StoredRecord:
         """Return the record of a leaf. Raises NotFound: not applied yet, or expired."""
         return self._below(self._records.by_index(index))
@@ -307,7 +311,10 @@ class Store:
 
     def parts(self, output_id: bytes) -> AttestationParts:
         """Return what the log holds of an output's attestation. Raises NotFound as `output` does."""
-        stored = self.output(output_id)
+        return self.parts_of(self.output(output_id))
+
+    def parts_of(self, stored: StoredRecord) -> AttestationParts:
+        """Return what the log holds of the attestation of a stored record."""
         commit = self.commit_of(stored.index)
         path = self.proof(stored.index, commit.size)
         return AttestationParts(stored.index, stored.record, stored.request_key, path, commit)
