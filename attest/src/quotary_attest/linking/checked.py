@@ -98,7 +98,7 @@ class CheckedLink:
         self.models = models
         self._engine = engine
         self._recheck, self._clock = recheck_seconds, clock
-        self._known: dict[Process, dict[str, _Finding]] = {}
+        self._known: dict[Process, dict[tuple[str, bool], _Finding]] = {}
         self._digests: dict[Identity, bytes] = {}
         self._unchanged: dict[str, tuple[float, Path | None]] = {}
         self._searched = -1e9
@@ -110,16 +110,19 @@ class CheckedLink:
         """Return CHECKED where everything holds, else CONFIGURED (see `EngineLink.link`)."""
         return Link.CHECKED if self.process(model, peer) is not None else Link.CONFIGURED
 
-    def process(self, model: str, peer: Peer | None) -> Process | None:
-        """Return the process at the other end if it runs the measured engine on the measured files; None
-        otherwise."""
+    def process(self, model: str, peer: Peer | None, *, below: Process | None = None) -> Process | None:
+        """Return the process at the other end if it runs the measured engine on the measured files; None otherwise.
+
+        Of a process that is, or was started by, `below` it is not asked that it has the weights open.
+        """
         if peer is None:
             return None
         process = self._at(peer)
         if process is None:
             problem = "the other end of the connection is no process that can be seen from here"
         else:
-            problem = self._examined(process, model)
+            ours = below is not None and process.descends_from(below)
+            problem = self._examined(process, model, ours)
         self._tell(model, problem)
         return None if problem else process
 
@@ -149,20 +152,20 @@ class CheckedLink:
         self._known = {known: found for known, found in self._known.items() if known.alive}
         return holder_of(inodes)
 
-    def _examined(self, process: Process, model: str) -> str:
+    def _examined(self, process: Process, model: str, ours: bool) -> str:
         """Return what is wrong with a process, from the last examination or a new one; empty where nothing is."""
         findings = self._known.get(process)
         if findings is None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             findings = self._known[process] = {}
-        last = findings.get(model)
+        last = findings.get((model, ours))
         now = self._clock()
         if last is None or now - last.at >= self._recheck:
-            last = findings[model] = _Finding(now, self._examine(process, model))
+            last = findings[model, ours] = _Finding(now, self._examine(process, model, ours))
         return last.problem
 
-    def _examine(self, process: Process, model: str) -> str:
+    def _examine(self, process: Process, model: str, ours: bool) -> str:
         files = self.models.get(model)
         if files is None:
             return "the model's files are not known here"
@@ -172,12 +175,7 @@ class CheckedLink:
             return f"{changed.name} is not as it was measured"
         if self._digest_of(process) != self._engine.digest:
             return "what runs there is not the measured engine"
-        missing = set(files.weights)
-        for member in process.family():
-            missing -= member.open_files(files.weights)
-            if not missing:
-                break
-        if missing or not files.weights:
+        if not ours and not _open_in(process, files.weights):
             return "the engine does not have the measured weights open"
         return "" if process.alive else "the engine has ended"
 
@@ -218,3 +216,13 @@ class CheckedLink:
             _LOG.warning("model %s: the link to the engine is only configured: %s", model, text)
         else:
             _LOG.info("model %s: the engine was checked", model)
+
+
+def _open_in(process: Process, weights: frozenset[Inode]) -> bool:
+    """Tell whether a process, with those below it, has all of these files open or mapped."""
+    missing = set(weights)
+    for member in process.family():
+        missing -= member.open_files(weights)
+        if not missing:
+            break
+    return bool(weights) and not missing
