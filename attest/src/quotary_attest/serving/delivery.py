@@ -21,8 +21,9 @@ ATTESTATION: Final = "Quotary-Attestation"
 MAX_HEADER: Final = 8000
 """Characters of that field: clients in wide use refuse a field of more than 8,190 bytes."""
 
+# Where the official clients were run with a span in the body and took it (docs/reference/upstream-behaviour.md).
 _IN_STREAM: Final = frozenset((Api.CHAT, Api.COMPLETIONS))
-_IN_OBJECT: Final = _IN_STREAM
+_IN_OBJECT: Final = _IN_STREAM | {Api.EMBEDDINGS, Api.RESPONSES}
 
 
 class Delivery(Enum):

@@ -100,6 +100,7 @@ class StreamRelay:
         """Attest what was sent and what is held, and end the answer as the engine's ended."""
         tap = self._tap
         if ending is _Ending.OUTAGE:
+            tap.close()
             outage = self._ticket.outage or Unavailable("the agent could not attest for a while")
             await self._fail(response, outage, between_events=tap.holder is not None)
             return
