@@ -25,8 +25,8 @@ from quotary_verifier.wire.declaration import Declaration, Service
 
 CHILD = Path(__file__).parent.parent / "support" / "engine_child.py"
 CHAT = "/v1/chat/completions"
-TOLD = Declaration.of([Service("llama", (CHAT,))])
-MORE = Declaration.of([Service("llama", (CHAT, "/v1/completions", "/v1/embeddings"))])
+TOLD = Declaration.of([Service((CHAT,))])
+MORE = Declaration.of([Service((CHAT, "/v1/embeddings"))])
 
 
 async def engine(call: Call) -> None:

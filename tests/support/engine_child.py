@@ -25,7 +25,7 @@ from quotary_attest.state import read_identity
 from quotary_attest.tpm.root import open_root
 from quotary_verifier.wire.declaration import Declaration, Service
 
-TOLD = Declaration.of([Service("llama", ("/v1/chat/completions",))])
+TOLD = Declaration.of([Service(("/v1/chat/completions",))])
 
 
 class Crash:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quotary_attest.config import claimed_model
 from quotary_attest.serving.local import LocalConfig, LocalInterface
 from quotary_attest.serving.peers import Allowed
+from quotary_attest.serving.promise import declaration_of
 from quotary_attest.serving.proxy import Proxy, ProxyConfig
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Doors:
     async def __aenter__(self) -> Doors:
         """Open them all. Raises ServiceError, SocketInUse or OSError, and then none is left open."""
         async with AsyncExitStack() as stack:
+            # before anything answers: what is stated holds from the first answer on
+            settings = [proxy_config(self._config, section) for section in self._config.proxy]
+            await self._agent.declare(declaration_of(settings))
             local = local_config(self._config, self._sockets)
             await stack.enter_async_context(LocalInterface(self._agent, local))
             self.where["socket"] = str(local.path)

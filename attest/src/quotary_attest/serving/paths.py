@@ -69,6 +69,11 @@ class PathTable:
             key=lambda rule: (rule[0].count(_ANY), rule[0]),
         )
 
+    @property
+    def rules(self) -> dict[str, Api]:
+        """Every rule in force, the defaults included: path → API."""
+        return self._paths | {"/".join(pattern): api for pattern, api in self._patterns}
+
     def api_of(self, method: str, path: str) -> Api:
         """Return the API of a request; its path is without query. Only POST makes outputs."""
         if method != "POST":

@@ -25,9 +25,8 @@ UNAVAILABLE: Final = "unavailable"
 """An exception: answers given while nothing can be attested."""
 
 _EXCEPTIONS: Final = (CODED, UNAVAILABLE)
-_MEMBERS: Final = ("model", "paths", "unless", "without")
+_MEMBERS: Final = ("paths", "unless", "without")
 _ANY: Final = "*"
-_MAX_NAME: Final = 512
 
 
 @frozen
@@ -35,10 +34,9 @@ class Service:
     """One door of the host: every answer to a POST on `paths` is attested, but for the exceptions in `unless`.
 
     A segment `*` of a path stands for any one segment. `without` are paths that a pattern would cover and that are
-    left out. `model` is the model that the answers' records claim, None for none. Lists are in ascending order.
+    left out. Lists are in ascending order.
     """
 
-    model: str | None
     paths: tuple[str, ...]
     unless: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
@@ -57,22 +55,14 @@ class Service:
 
     def fields(self) -> dict[str, Any]:
         """Return the object as it stands in the text."""
-        return {
-            "model": self.model,
-            "paths": list(self.paths),
-            "unless": list(self.unless),
-            "without": list(self.without),
-        }
+        return {"paths": list(self.paths), "unless": list(self.unless), "without": list(self.without)}
 
     @classmethod
     def read(cls, value: Any) -> Service:
         """Read one object. Raises MalformedError, UnsupportedError."""
         if type(value) is not dict or tuple(sorted(value)) != _MEMBERS:
-            raise MalformedError("statement: a service has the members model, paths, unless, without")
-        model = value["model"]
-        if model is not None and (type(model) is not str or not 0 < len(model) <= _MAX_NAME):
-            raise MalformedError("statement: a model is null or a name")
-        paths, unless, without = (_ascending(value[name], name) for name in _MEMBERS[1:])
+            raise MalformedError("statement: a service has the members paths, unless, without")
+        paths, unless, without = (_ascending(value[name], name) for name in _MEMBERS)
         if not paths or set(paths) & set(without):
             raise MalformedError(
                 "statement: a service has at least one path, and none of those it leaves out"
@@ -82,7 +72,7 @@ class Service:
         for exception in unless:
             if exception not in _EXCEPTIONS:
                 raise UnsupportedError(f"statement: the exception {exception!r} is not known")
-        return cls(model, paths, unless, without)
+        return cls(paths, unless, without)
 
 
 @frozen
