@@ -6,6 +6,8 @@ POST    /v1/attest               attest bytes or digests, one or many
 GET     /v1/attestations/{id}    an attestation by output id; waits while it is on its way
 POST    /v1/quote                a fresh quote over the caller's nonce
 GET     /v1/status               the agent's state
+POST    /v1/swap                 exchange a model (root and the agent's own user only)
+GET     /v1/swap                 how the last exchange goes
 GET     /checkpoint, /tile/…, /history/…, /blob/…, /cosigned/…    the published log
 ======  =======================  ==========================================================================
 
@@ -42,6 +44,7 @@ from quotary_attest.serving.jsonbody import (
 )
 from quotary_attest.serving.peers import Allowed, listen_on, peer_of
 from quotary_attest.serving.reading import FETCH_SECONDS, PUBLISHED, fetching, publishing
+from quotary_attest.serving.swap import Swapper, may_swap, order_of
 from quotary_attest.serving.ticket import Recorder
 from quotary_verifier.wire.fresh import MEDIA_TYPE
 from quotary_verifier.wire.limits import MAX_OUTPUT_DIGESTS
@@ -54,12 +57,16 @@ MAX_ITEMS: Final = 1024
 MAX_QUOTE_REQUEST: Final = 4096
 """Bytes of a request for a fresh quote."""
 
+MAX_SWAP_REQUEST: Final = 8 * 1024 * 1024
+"""Bytes of a request to exchange a model, which names all its files."""
+
 _NUMBER = r"(?:0|[1-9][0-9]{0,4})"
 _DIGEST_NAME: Final = re.compile(rf"body|(?:text|reasoning)/{_NUMBER}|tool/{_NUMBER}/{_NUMBER}")
 _REQUEST: Final = frozenset(("items", "nonce"))
 _BYTES: Final = frozenset(("bytes",))
 _DIGESTS: Final = frozenset(("digests",))
 _QUOTE: Final = frozenset(("nonce",))
+_SWAP: Final = frozenset(("model", "paths", "upstream", "replaces", "signature"))
 _LONG_BODY: Final = 256 * 1024
 
 
@@ -83,8 +90,10 @@ class LocalConfig:
 class LocalInterface:
     """The interface as an aiohttp application. An async context manager that listens while it is open."""
 
-    def __init__(self, attester: Attester, config: LocalConfig) -> None:
+    def __init__(self, attester: Attester, config: LocalConfig, swapper: Swapper | None = None) -> None:
+        """Without `swapper` models cannot be exchanged."""
         self._attester = attester
+        self._swapper = swapper
         self._config = config
         self._recorder = Recorder(attester)
         app = web.Application(middlewares=[typed_errors, self._only_allowed_peers])
@@ -92,6 +101,8 @@ class LocalInterface:
         app.router.add_get("/v1/attestations/{id}", fetching(attester, seconds=config.fetch_seconds))
         app.router.add_post("/v1/quote", self._quote)
         app.router.add_get("/v1/status", self._status)
+        app.router.add_post("/v1/swap", self._swap)
+        app.router.add_get("/v1/swap", self._swap)
         app.router.add_get("/v1/live", live)
         app.router.add_get("/v1/ready", readiness(lambda: attester.outage))
         app.router.add_get("/" + PUBLISHED, publishing(attester))
@@ -149,6 +160,19 @@ class LocalInterface:
         value = take(parse_object(await read_limited(request, MAX_QUOTE_REQUEST)), _QUOTE, "the request")
         quote = await self._attester.fresh_quote(nonce(value.get("nonce")))
         return web.Response(body=quote, headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"})
+
+    async def _swap(self, request: web.Request) -> web.StreamResponse:
+        peer = peer_of(request.transport)
+        if peer is None or not may_swap(peer.uid):
+            raise Refusal(
+                403, "peer_not_allowed", "this user may not exchange models", kind="permission_error"
+            )
+        if self._swapper is None:
+            raise Refusal(404, "not_found", "this agent exchanges no models")
+        if request.method == "POST":
+            body = await read_limited(request, MAX_SWAP_REQUEST)
+            self._swapper.begin(order_of(take(parse_object(body), _SWAP, "the request")))
+        return web.json_response(self._swapper.state())
 
     async def _status(self, _: web.Request) -> web.StreamResponse:
         return web.json_response(dict(self._attester.status()))

@@ -27,11 +27,13 @@ class SocketInUse(Exception):  # noqa: N818 - the state reads as itself where it
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The process that connected, as the kernel saw it then: user, primary group, all groups."""
+    """The process that connected, as the kernel saw it then: user, primary group, all groups, and its number (0 where
+    it is not known, such as that of a process in another PID namespace)."""
 
     uid: int
     gid: int
     groups: frozenset[int]
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,12 @@ def peer_of(transport: BaseTransport | None) -> Peer | None:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     except OSError:
         return None
-    _, uid, gid = _CREDENTIALS.unpack(credentials)
+    pid, uid, gid = _CREDENTIALS.unpack(credentials)
     groups: frozenset[int] = frozenset()
     with suppress(OSError):  # an old kernel, or too many: the primary group alone counts
         listed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS_BYTES)
         groups = frozenset(number for (number,) in _GID.iter_unpack(listed))
-    return Peer(uid, gid, groups)
+    return Peer(uid, gid, groups, pid)
 
 
 def listen_on(path: Path, *, mode: int = 0o660, group: int | None = None) -> socket.socket:

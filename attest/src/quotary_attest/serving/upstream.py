@@ -72,6 +72,11 @@ class Upstream:
         self._single: aiohttp.ClientSession | None = None
         self._pooled: aiohttp.ClientSession | None = None
 
+    @property
+    def base(self) -> str:
+        """The server's URL, without a final slash."""
+        return self._base
+
     async def __aenter__(self) -> Upstream:
         """Open the client sessions."""
         self._single = self._session(_Connector(limit=0, force_close=True))
