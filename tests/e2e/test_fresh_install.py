@@ -114,6 +114,16 @@ def test_every_module_of_the_verifier_can_be_imported(consumer: Consumer) -> Non
     assert done.returncode == 0, done.stderr
 
 
+def test_the_consumers_library_says_which_extra_a_client_needs(consumer: Consumer) -> None:
+    done = consumer.run(
+        "python", "-W", "error", "-c", "import quotary; print(quotary.Checks('policy.toml').on_failure)"
+    )
+    assert (done.returncode, done.stdout) == (0, "raise\n"), done.stderr
+    done = consumer.run("python", "-c", "import quotary.openai")
+    assert done.returncode == 1
+    assert "pip install 'quotary[openai]'" in done.stderr
+
+
 def test_the_command_line_loads_nothing_of_the_host_side_where_it_is_installed() -> None:
     # In this environment quotary_attest is there to be loaded, in the consumer's it could not be.
     code = (

@@ -16,14 +16,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
-import httpx2
-import openai
+try:
+    import httpx2
+    import openai
+except ImportError as error:
+    raise ImportError("quotary.openai needs the official client: pip install 'quotary[openai]'") from error
 
 from quotary.answers import attach
 from quotary.checks import Checks, PolicySource
 from quotary.httpx2 import AsyncVerifyingTransport, VerifyingTransport
 
 __all__ = ["AsyncOpenAI", "OpenAI"]
+
+if not issubclass(openai.DefaultHttpxClient, httpx2.Client):
+    raise ImportError(
+        f"openai {openai.__version__} does not stand on httpx2: take a later one, or quotary.httpx below it"
+    )
 
 
 class Options(TypedDict, total=False):
