@@ -23,14 +23,16 @@ from quotary_cli.views import (
     support_view,
     time_view,
 )
-from quotary_verifier.errors import MalformedError
+from quotary_verifier.errors import MalformedError, QuotaryError
 from quotary_verifier.logs.cel import parse_log
 from quotary_verifier.logs.workload import KIND_EVENT, WorkloadEvent, read_log
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.attestation import KIND_ATTESTATION, Attestation
+from quotary_verifier.wire.declaration import Declaration
 from quotary_verifier.wire.fresh import KIND_FRESH, FreshQuote
 from quotary_verifier.wire.history import KIND_COMMIT, Commit, split
 from quotary_verifier.wire.inband import strip
+from quotary_verifier.wire.limits import MAX_RECORD
 from quotary_verifier.wire.records import (
     KIND_BOOT,
     KIND_GENESIS,
@@ -99,7 +101,7 @@ def _attestation(data: bytes) -> Content:
         "origin": genesis.origin(attestation.genesis),
         "index": attestation.index,
         "path_hashes": len(attestation.path) // 32,
-        "record": record_view(attestation.record),
+        "record": _record(attestation.record),
         "genesis": genesis_view(attestation.genesis),
         "note": note_view(attestation.note),
         "supports": [support_view(support) for support in attestation.supports],
@@ -122,9 +124,21 @@ def _boot(data: bytes) -> Content:
     return content
 
 
+def _record(data: bytes) -> Content:
+    """Describe the record in an attestation: of an output, or a statement."""
+    value = cbor.decode(data, max_bytes=MAX_RECORD, what="record")
+    statement = isinstance(value, dict) and value.get(cbor.KIND) == KIND_STATEMENT
+    return _statement(data) if statement else record_view(data)
+
+
 def _statement(data: bytes) -> Content:
+    """Describe a statement: its text as it stands, and what it promises where that can be read."""
     statement = Statement.decode(data)
-    return {"time": time_view(statement.time), "text": statement.text}
+    try:
+        services = [service.fields() for service in Declaration.parse(statement.text).services]
+    except QuotaryError as error:
+        return {"time": time_view(statement.time), "text": statement.text, "unread": str(error)}
+    return {"time": time_view(statement.time), "text": statement.text, "services": services}
 
 
 def _fresh(data: bytes) -> Content:
