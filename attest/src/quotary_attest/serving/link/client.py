@@ -215,6 +215,8 @@ class RemoteAttester:
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self.loop = asyncio.get_running_loop()
+        self.tried = asyncio.Event()
+        """Set for good once the first attempt to reach the agent has ended in one way or the other."""
         self.gone = asyncio.Event()
         """Set for good once a connection that was handed down is lost."""
 
@@ -237,6 +239,12 @@ class RemoteAttester:
             async with asyncio.timeout(seconds):
                 await self._ready.wait()
         return self._ready.is_set()
+
+    async def first(self, seconds: float) -> None:
+        """Wait until the first attempt to reach the agent has ended."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.tried.wait()
 
     # -- the attester's interface
 
@@ -348,8 +356,9 @@ class RemoteAttester:
                 link = await self._connect()
                 if link is not None:
                     await self._attend(link)
-                    if link.stock:
-                        pause = _FIRST_PAUSE
+                self.tried.set()
+                if link is not None and link.stock:
+                    pause = _FIRST_PAUSE
                 if isinstance(self._where, socket.socket):
                     self.gone.set()
                     return
@@ -399,6 +408,7 @@ class RemoteAttester:
     def _up(self, link: _Link) -> None:
         if link is self._link:
             self._ready.set()
+            self.tried.set()
 
     def _set_outage(self, link: _Link, outage: Exception | None) -> None:
         if link is self._link:
