@@ -50,11 +50,11 @@ class Setup:
 async def running(
     script: Script, attester: MemoryAttester | None = None, **config: Any
 ) -> AsyncIterator[Setup]:
-    """Run engine, proxy and client."""
+    """Run engine, proxy and client. Another `upstream` than the engine may be given."""
     attester = attester or MemoryAttester()
     async with (
         scripted_engine(script) as engine,
-        Proxy(attester, ProxyConfig(engine.url, **config)) as proxy,
+        Proxy(attester, ProxyConfig(**{"upstream": engine.url, **config})) as proxy,
         aiohttp.ClientSession(auto_decompress=False) as client,
     ):
         port = await proxy.listen("127.0.0.1", 0)

@@ -142,6 +142,18 @@ def test_every_test_and_vector_that_a_page_names_exists(page: str) -> None:
             assert (VECTORS / f"{name}.json").is_file(), name
 
 
+def test_every_row_of_the_engines_behaviours_names_tests_that_exist() -> None:
+    tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    text = (DOCS / "reference" / "upstream-behaviour.md").read_text()
+    tables = re.findall(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows = [row for table in tables for row in table.splitlines()]
+    assert len(rows) > 40, "the pattern finds nothing any more"
+    for row in rows:
+        names = [name for name in NAME.findall(row.split("|")[-2]) if name.startswith("test_")]
+        assert names, f"no test: {row}"
+        assert not [name for name in names if f"def {name}(" not in tests], row
+
+
 def test_every_decision_is_in_the_index() -> None:
     index = (DOCS / "adr" / "README.md").read_text()
     pages = sorted(path.name for path in DOCS.glob("adr/[0-9]*.md"))
