@@ -155,8 +155,15 @@ REFUSALS = {
         2,
     ),
     "a resettable PCR": (
-        ["init", "--state", "{new}", "--host", "h.example", "--emulator", "--chain-pcr", "23"],
-        4,
+        ["init", "--state", "{new}", "--host", "h.example", "--emulator", "--chain-pcr", "16"],
+        2,
+    ),
+    "one PCR for both": (
+        [
+            *("init", "--state", "{new}", "--host", "h.example", "--emulator"),
+            *("--chain-pcr", "12", "--workload-pcr", "12"),
+        ],
+        2,
     ),
     "a state folder that is not there": (["run", "--state", "{new}"], 4),
     "a model that is not there": (["run", "--state", "{state}", "--model", "nowhere.gguf"], 2),
@@ -181,6 +188,20 @@ def test_it_says_in_one_line_what_is_wrong(name: str, state: Path, tmp_path: Pat
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, error
     assert not lines[0].endswith(".")
+
+
+def test_an_init_that_fails_takes_the_emulator_that_it_made_away_again(tmp_path: Path) -> None:
+    folder, beside = tmp_path / "state", tmp_path / "state.swtpm"
+    folder.mkdir()
+    (folder / "something").touch()
+    init = ("agent", "init", "--state", folder, "--host", "h.example", "--emulator")
+    attest(*init, code=4)
+    assert not beside.exists()
+    (folder / "something").unlink()
+    attest(*init)
+    made = sorted(beside.rglob("*"))
+    attest(*init, code=4)
+    assert sorted(beside.rglob("*")) == made  # one that was there before is the origin's
 
 
 def test_the_agent_stops_soon_when_it_is_told_to(state: Path) -> None:

@@ -336,3 +336,21 @@ async def test_two_origins_on_one_tpm_cannot_speak_for_each_other(tpm: Tpm, tmp_
         with pytest.raises(Rejected):
             verify(forged.encode(), Question(b"x", AT), policy_of(one.origin))
     assert audit(tmp_path / "one").gaps == audit(tmp_path / "two").gaps == []
+
+
+async def test_a_fresh_quote_shows_the_model_of_the_epoch_that_it_quotes(agent: Agent) -> None:
+    """What is in force changes between the call and the quote: the events shown are those of the quote's epoch."""
+    nonce = b"n" * 16
+
+    async def after(workload: Workload) -> bytes:
+        beginning = asyncio.create_task(agent.begin_epoch(workload))
+        quoting = asyncio.create_task(agent.fresh_quote(nonce, model="llama"))
+        await beginning
+        return await quoting
+
+    made = FreshQuote.decode(await after(Workload((QWEN, LLAMA), WORKLOAD.engine)))
+    verify_fresh(made.encode(), nonce, AT, policy_of(agent.origin))
+    shown = [event.event for event in read_log(made.support.workload_log).current if event.event is not None]
+    assert ("model", "llama") in [(event.type, event.name) for event in shown]
+    with pytest.raises(NotServed):
+        await after(Workload((QWEN,)))

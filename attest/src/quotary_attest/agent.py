@@ -313,14 +313,14 @@ class Agent:
         """
         if not MIN_NONCE <= len(nonce) <= MAX_NONCE:
             raise ValueError(f"a nonce has {MIN_NONCE} to {MAX_NONCE} bytes")
-        host, epoch = self._host, self._engine.epochs.current
-        claim = None if model is None else epoch.claims.get(model)
+        host = self._host
+        quote, epoch = await self._engine.quote(fresh_digest(host.origin, nonce))
+        claim = None if model is None else epoch.claims.get(model)  # of the epoch that was quoted
         if model is not None and claim is None:
             raise NotServed(f"no model {model!r} is measured in the epoch in force")
-        quote, view = await self._engine.quote(fresh_digest(host.origin, nonce))
         chain = quote.pcrs[host.tpm.chain_pcr]
         support = support_of(host.root.identifier, quote, chain, host.own_pcrs, host.certificates)
-        shown = view.reveal(None if claim is None else claim.event)
+        shown = epoch.view.reveal(None if claim is None else claim.event)
         return FreshQuote(
             nonce, host.genesis_record, quote.evidence, replace(support, workload_log=shown)
         ).encode()

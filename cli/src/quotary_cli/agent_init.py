@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from quotary_cli.agent_tpm import (
+    emulator_folder,
     emulator_option,
     host_failures,
     reach_tpm,
@@ -63,15 +67,24 @@ def init(
         from quotary_attest.origin import init_state
         from quotary_attest.state import StateError
         from quotary_attest.tpm.connection import Connection
+        from quotary_attest.tpm.errors import TpmConflict
         from quotary_attest.tpm.keys import counter_value, make_identity, open_counter
         from quotary_attest.tpm.model import Authorizations
-        from quotary_attest.tpm.pcr_choice import choose_pcrs, known_uses
+        from quotary_attest.tpm.pcr_choice import check_choice, choose_pcrs, known_uses
         from quotary_attest.tpm.reading import read_pcrs
 
+        try:
+            check_choice(chain_pcr, workload_pcr)
+        except TpmConflict as error:
+            raise Failure(str(error), code=ExitCode.USAGE, hint=error.hint) from None
         if (state / "identity").exists():
             raise StateError(f"{state} holds an origin already", hint="a new origin needs a new state folder")
         auths = Authorizations(owner=_auth(owner_auth_file), endorsement=_auth(endorsement_auth_file))
-        with reach_tpm(state, tpm, emulator=emulator) as tcti, Connection(tcti) as connection:
+        with (
+            _new_emulator(state),
+            reach_tpm(state, tpm, emulator=emulator) as tcti,
+            Connection(tcti) as connection,
+        ):
             uses = {} if emulator else known_uses()
             chain, workload = choose_pcrs(read_pcrs(connection), uses, chain=chain_pcr, workload=workload_pcr)
             made = make_identity(connection, chain_pcr=chain, workload_pcr=workload, authorizations=auths)
@@ -91,6 +104,19 @@ def init(
         },
         as_json=as_json,
     )
+
+
+@contextmanager
+def _new_emulator(state: Path) -> Iterator[None]:
+    """Take an emulator's folder away again where the block made it and failed; one that was there stays."""
+    folder = emulator_folder(state)
+    there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not there:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _auth(path: Path | None) -> bytes:

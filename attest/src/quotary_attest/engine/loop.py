@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from quotary_attest.engine.assemble import Sealed, Template, WorkloadView
+from quotary_attest.engine.assemble import Sealed, Template
 from quotary_attest.engine.commit import Committer
-from quotary_attest.engine.epochs import Epochs
+from quotary_attest.engine.epochs import Epoch, Epochs
 from quotary_attest.engine.errors import AgentError, Busy, StartRefused, Unavailable
 from quotary_attest.engine.host import Host
 from quotary_attest.engine.outputs import Delivered, Leaves, NewOutput, Pending
@@ -133,19 +133,19 @@ class Engine:
         """
         await self._do(lambda: self._epoch(workload))
 
-    async def quote(self, extra_data: bytes) -> tuple[Quote, WorkloadView]:
-        """Quote 32 bytes between two commits, without an extend; also the workload log that the quote covers.
+    async def quote(self, extra_data: bytes) -> tuple[Quote, Epoch]:
+        """Quote 32 bytes between two commits, without an extend; also the epoch that is in force then.
 
         Raises Unavailable or Busy.
         """
-        found: list[tuple[Quote, WorkloadView]] = []
+        found: list[tuple[Quote, Epoch]] = []
 
         async def job() -> None:
             quote = await self.host.root.quote(extra_data)
             pcr, expected = self.host.tpm.chain_pcr, self.committer.position.chain
             if quote.pcrs[pcr] != expected:
                 raise ForeignExtend(pcr, expected, quote.pcrs[pcr])
-            found.append((quote, self.epochs.current.view))
+            found.append((quote, self.epochs.current))
 
         await self._do(job)
         return found[0]

@@ -94,10 +94,7 @@ def choose_pcrs(
     `pcrs` are the present values of the SHA-256 bank. Raises TpmConflict that says for each PCR what speaks
     against it.
     """
-    if chain is not None and chain == workload:
-        raise TpmConflict(
-            f"pcr {chain} cannot be chain and workload pcr at once", hint="choose two different pcrs"
-        )
+    check_choice(chain, workload)
     taken = {pcr for pcr in (chain, workload) if pcr is not None}
     for pcr in sorted(taken):
         if reason := objection(pcr, pcrs, uses):
@@ -118,6 +115,17 @@ def choose_pcrs(
         chain if chain is not None else free.pop(0),
         workload if workload is not None else free.pop(0),
     )
+
+
+def check_choice(chain: int | None, workload: int | None) -> None:
+    """Refuse numbers given by an operator that no host could use. Raises TpmConflict."""
+    if chain is not None and chain == workload:
+        raise TpmConflict(
+            f"pcr {chain} cannot be chain and workload pcr at once", hint="choose two different pcrs"
+        )
+    for pcr in (chain, workload):
+        if pcr is not None and (reason := _forbidden(pcr)):
+            raise TpmConflict(f"pcr {pcr} cannot be used: {reason}", hint="leave the choice to the agent")
 
 
 def objection(pcr: int, pcrs: Mapping[int, bytes], uses: Uses) -> str:
