@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from memory_attester import MemoryAttester
 from proxies import Setup
 from proxies import running as proxied
-from scripted_engine import Call
+from scripted_engine import DONE, Call, delta_event
 from tpms import Tpm
 
 from quotary_attest.agent import Agent, NewOutput
@@ -28,6 +29,7 @@ from quotary_attest.serving.aliases import alias_of
 from quotary_attest.serving.doors import MAX_REPORTS
 from quotary_verifier.recipe.fresh import verify_fresh
 from quotary_verifier.wire.bindings import fresh_digest
+from quotary_verifier.wire.inband import strip
 from quotary_verifier.wire.names import format_output_id
 from quotary_verifier.wire.tpm import parse_attest
 
@@ -290,3 +292,30 @@ async def test_pages_may_read_what_the_proxy_answers_itself_and_what_the_engine_
         async with setup.post(b"closed") as answer:
             assert "Access-Control-Allow-Origin" not in answer.headers
             assert "Access-Control-Expose-Headers" not in answer.headers
+
+
+async def test_a_client_of_tee_proxies_finds_its_chat_by_the_id_in_the_first_chunk(agent: Agent) -> None:
+    """It asks while the answer still streams, and waits for the commit: no race, and no 404."""
+    ended = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(delta_event("Hel"))
+        await ended.wait()
+        await call.chunk(delta_event("lo", finish="stop") + DONE)
+        await call.end()
+
+    async with proxied(script, agent, model="llama") as setup:  # type: ignore[arg-type]
+        async with setup.post(headers=KEY) as answer:
+            first = await answer.content.readexactly(len(delta_event("Hel")))
+            chat_id = json.loads(first.removeprefix(b"data: "))["id"]
+            asking = asyncio.create_task(ask(setup, f"/v1/signature/{chat_id}"))
+            async with setup.client.get(f"{setup.url}/v1/signature/{chat_id}") as other:
+                assert other.status == 404
+            ended.set()
+            body, attestation = strip(first + await answer.read())
+        status, found = await asking
+        assert status == 200
+        assert found["output_id"] == answer.headers["Quotary-Output"]
+        assert base64.b64decode(found["attestation"]) == attestation
+        judge(base64.b64decode(found["attestation"]), body, agent.origin)
