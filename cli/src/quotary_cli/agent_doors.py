@@ -7,14 +7,18 @@ import asyncio
 import os
 import socket
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quotary_attest.config import claimed_model
+from quotary_attest.measuring.openssf import load_signers
 from quotary_attest.serving.local import LocalConfig, LocalInterface
 from quotary_attest.serving.peers import Allowed
 from quotary_attest.serving.promise import declaration_of
 from quotary_attest.serving.proxy import Proxy, ProxyConfig
+from quotary_attest.serving.swap import Standing, Swapper
+from quotary_cli.agent_workload import known_digests
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -22,16 +26,27 @@ if TYPE_CHECKING:
     from quotary_attest.agent import Agent
     from quotary_attest.config import AgentConfig
     from quotary_attest.config.sections import ProxySection
+    from quotary_attest.inventory import Inventory
     from quotary_attest.metrics import ServingMetrics
     from quotary_attest.systemd import PassedSockets
+    from quotary_cli.agent_engines import Engines
 
 
 class Doors:
     """Every door of an agent. Open it as an async context manager; `where` then says where each is."""
 
     def __init__(
-        self, config: AgentConfig, agent: Agent, sockets: PassedSockets, metrics: ServingMetrics
+        self,
+        config: AgentConfig,
+        agent: Agent,
+        sockets: PassedSockets,
+        metrics: ServingMetrics,
+        *,
+        inventory: Inventory,
+        engines: Engines,
     ) -> None:
+        """`inventory` is what was measured, `engines` what stands behind the proxies."""
+        self._inventory, self._engines = inventory, engines
         self._config, self._agent, self._sockets, self._metrics = config, agent, sockets, metrics
         self._proxies: list[Proxy] = []
         self._stack = AsyncExitStack()
@@ -43,10 +58,18 @@ class Doors:
             # before anything answers: what is stated holds from the first answer on
             settings = [proxy_config(self._config, section) for section in self._config.proxy]
             await self._agent.declare(declaration_of(settings))
+            standing = await self._engines.first()
+            swapper = self._swapper(standing)
+            stack.push_async_callback(
+                swapper.close
+            )  # after the proxies, whose answers the engines are to end
+            addresses = [
+                await self._open_proxy(section, stack, swapper, standing) for section in self._config.proxy
+            ]
+            stack.push_async_callback(swapper.give_up)
             local = local_config(self._config, self._sockets)
-            await stack.enter_async_context(LocalInterface(self._agent, local))
+            await stack.enter_async_context(LocalInterface(self._agent, local, swapper))
             self.where["socket"] = str(local.path)
-            addresses = [await self._open_proxy(section, stack) for section in self._config.proxy]
             if addresses:
                 self.where |= {"proxy": addresses[0], "proxies": addresses}
             self._stack = stack.pop_all()
@@ -62,10 +85,33 @@ class Doors:
         """Let no request in any more, and running answers end; see `Proxy.drain`."""
         await asyncio.gather(*[proxy.drain(seconds, hurry) for proxy in self._proxies])
 
-    async def _open_proxy(self, section: ProxySection, stack: AsyncExitStack) -> str:
+    def _swapper(self, standing: Standing | None) -> Swapper:
+        """Return what exchanges models behind these doors."""
+        config = self._config
+        swapper = Swapper(
+            self._agent,
+            self._inventory,
+            self._engines.standing,
+            signers=load_signers(config.signers.keys, config.signers.authorities),
+            known=known_digests(config),
+        )
+        if standing is not None:
+            swapper.keep(standing)
+        return swapper
+
+    async def _open_proxy(
+        self, section: ProxySection, stack: AsyncExitStack, swapper: Swapper, standing: Standing | None
+    ) -> str:
         settings = proxy_config(self._config, section)
-        proxy = await stack.enter_async_context(Proxy(self._agent, settings, self._metrics))
+        served = None if settings.model is None else self._agent.workload.model(settings.model)
+        if (
+            served is not None
+        ):  # by its key: its name may come to mean another while its answers are on their way
+            settings = replace(settings, model=served.key)
+        link = self._engines.link if standing is None else standing.link
+        proxy = await stack.enter_async_context(Proxy(self._agent, settings, self._metrics, link=link))
         self._proxies.append(proxy)
+        swapper.serve(proxy, claimed_model(self._config, section) or "", standing)
         if section.listen is not None:
             host, port = section.listen.host, section.listen.port
             return f"http://{host}:{await proxy.listen(host, port)}"

@@ -54,13 +54,18 @@ _ELSEWHERE = "a path outside the state folder, which nobody else may enter"
     "--model",
     "models",
     multiple=True,
-    metavar="[NAME=]FILE",
-    help="Weights to measure; NAME=FILE again for each shard.",
+    metavar="[NAME=]PATH",
+    help="Weights to measure, a file or a model folder; NAME=FILE again for each shard.",
 )
 @click.option(
     "--engine",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The model server's binary, to measure.",
+)
+@click.option(
+    "--start-engine",
+    is_flag=True,
+    help="Start the engine from the measured files: in its arguments {model} is their path, {port} the upstream's.",
 )
 @click.option("--upstream", metavar="URL", help="The model server's address, such as http://127.0.0.1:8080.")
 @click.option("--listen", metavar="HOST:PORT", help="Where the proxy listens; needs --upstream.")
@@ -110,9 +115,9 @@ def _run(config: AgentConfig, *, resume: bool) -> None:
     service = Service.of_environment()
     with _terminable(), tpm_of(config) as tcti:
         service.notifier.status("measuring the model and its engine")
-        workload = measure(config)
+        inventory = measure(config)
         service.notifier.status("starting")
-        asyncio.run(serve(config, tcti, workload, service, resume=resume))
+        asyncio.run(serve(config, tcti, inventory, service, resume=resume))
 
 
 @click.command("check-config")
@@ -190,6 +195,7 @@ def _overrides(
     emulator: bool,
     models: tuple[str, ...],
     engine: Path | None,
+    start_engine: bool,
     upstream: str | None,
     listen: str | None,
     socket: Path | None,
@@ -204,6 +210,7 @@ def _overrides(
         ((upstream is None) != (listen is None), "--upstream and --listen belong together", ""),
         (bool(uids) and socket is None, "--allow-uid needs --socket", _ELSEWHERE),
         (bool(arguments) and engine is None, "engine arguments need --engine", ""),
+        (start_engine and engine is None, "--start-engine needs --engine", ""),
         (bool(tpm) and emulator, "--tpm and --emulator exclude each other", ""),
     ):
         if wrong:
@@ -222,6 +229,7 @@ def _overrides(
         overrides["model"] = _models(models)
     if engine is not None:
         overrides["engine"] = {"binary": _absolute(engine), "name": engine.name, "arguments": arguments}
+        put("engine", "start", start_engine)
     if upstream is not None:
         claimed = overrides["model"][0]["name"] if models else None
         door = {"upstream": upstream, "listen": listen}
@@ -237,7 +245,7 @@ def _models(texts: tuple[str, ...]) -> list[dict[str, Any]]:
     shards: dict[str, list[str | None]] = {}
     for text in texts:
         name, _, file = text.rpartition("=")
-        if not Path(file).is_file():
+        if not Path(file).exists():
             raise Failure(f"--model {text}: no such file", code=ExitCode.USAGE)
         shards.setdefault(name or Path(file).stem, []).append(_absolute(Path(file)))
     return [{"name": name, "files": files} for name, files in shards.items()]

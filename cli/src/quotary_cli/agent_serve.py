@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Final
 
 from quotary_attest.agent import Agent
 from quotary_attest.engine.errors import AgentError, Unavailable
+from quotary_attest.linking.started import EngineFailed
 from quotary_attest.prometheus import CONTENT_TYPE, PrometheusMetrics
 from quotary_attest.serving.health import HealthServer
 from quotary_attest.serving.peers import listen_on
 from quotary_attest.systemd import Notifier, PassedSockets, credential, keep_alive, watchdog_seconds
 from quotary_cli.agent_doors import Doors
+from quotary_cli.agent_engines import Engines
 from quotary_cli.enrolment import read_passphrase
 
 if TYPE_CHECKING:
     from quotary_attest.config import AgentConfig
+    from quotary_attest.inventory import Inventory
     from quotary_attest.tpm.root import TpmRoot
-    from quotary_attest.workload import Workload
 
 SCHEMA = "quotary-agent-run/v1"
 _LOG = logging.getLogger("quotary.agent")
@@ -71,7 +73,7 @@ class Signals:
 
 
 async def serve(
-    config: AgentConfig, tcti: str, workload: Workload, service: Service, *, resume: bool
+    config: AgentConfig, tcti: str, inventory: Inventory, service: Service, *, resume: bool
 ) -> None:
     """Run the agent until SIGTERM or SIGINT, then commit what was handed in. Raises what starting raises."""
     signals, metrics = Signals(), PrometheusMetrics()
@@ -80,22 +82,31 @@ async def serve(
     async with AsyncExitStack() as stack:
         root = await _root(config, tcti)
         stack.push_async_callback(root.close)  # also where the agent, which closes it, never came up
-        agent = Agent(config.state.folder, root=root, workload=workload, resume=resume, metrics=metrics)
+        agent = Agent(
+            config.state.folder, root=root, workload=inventory.workload, resume=resume, metrics=metrics
+        )
         health = await stack.enter_async_context(_health(config, agent, metrics, signals, service.sockets))
         await stack.enter_async_context(agent)
         metrics.watch(agent.status, config.state.folder)
         _settle_memory()
-        doors = await stack.enter_async_context(Doors(config, agent, service.sockets, metrics))
+        engines = Engines(config, inventory)
+        doors = await stack.enter_async_context(
+            Doors(config, agent, service.sockets, metrics, inventory=inventory, engines=engines)
+        )
         for name in service.sockets.left:
             _LOG.warning("systemd passed a socket named %s, which the configuration does not use", name)
         service.sockets.close()
         print(json.dumps({"schema": SCHEMA, "origin": agent.origin, **doors.where, **health}), flush=True)
-        await _attend(config, agent, service, signals)
+        await _attend(config, agent, service, signals, engines)
         service.notifier.stopping()
         service.notifier.extend(config.stop.grace_seconds + _COMMIT_SECONDS)
         service.notifier.status("stopping: what was handed in is committed first")
         _LOG.info("stopping: what was handed in is committed first")
         await doors.drain(config.stop.grace_seconds, signals.hurry)
+    if engines.ended.is_set():
+        raise EngineFailed(
+            "the engine has ended, so the agent has stopped", hint="what it wrote stands above"
+        )
 
 
 async def _root(config: AgentConfig, tcti: str) -> TpmRoot:
@@ -141,9 +152,16 @@ async def _health(
             yield {}
 
 
-async def _attend(config: AgentConfig, agent: Agent, service: Service, signals: Signals) -> None:
-    """Tell the service manager that all is ready, and do the chores until a signal says stop."""
-    chores = [_reload_on(signals.hangup, agent), _report(service.notifier, agent)]
+async def _attend(
+    config: AgentConfig, agent: Agent, service: Service, signals: Signals, engines: Engines
+) -> None:
+    """Tell the service manager that all is ready, and do the chores until a signal says stop, or the engine is
+    gone."""
+    chores = [
+        _reload_on(signals.hangup, agent),
+        _report(service.notifier, agent),
+        _stop_with(engines, signals),
+    ]
     if config.retention.keep_days is not None:
         chores.append(_expire(agent, config.retention.keep_days))
     if service.watchdog is not None:
@@ -157,6 +175,13 @@ async def _attend(config: AgentConfig, agent: Agent, service: Service, signals: 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stop_with(engines: Engines, signals: Signals) -> None:
+    """Stop where an engine that the agent started is gone, and is not to be started again."""
+    await engines.ended.wait()
+    _LOG.error("the engine has ended: the agent stops, as it is configured")
+    signals.stop.set()
 
 
 async def _report(notifier: Notifier, agent: Agent) -> None:

@@ -51,19 +51,29 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def missing_files(config: AgentConfig) -> tuple[Problem, ...]:
     """Return a problem for each file that the configuration names and that this process cannot open."""
-    named: list[tuple[str, Path | None]] = [
+    folders: list[tuple[str, Path]] = [
         (f"model[{at}].files[{n}]", path)
         for at, model in enumerate(config.model)
         for n, path in enumerate(model.files)
     ]
-    named.append(("engine.binary", config.engine.binary))
-    named.append(("tpm.endorsement_auth_file", config.tpm.endorsement_auth_file))
-    found = ((name, path, _unreadable(path)) for name, path in named if path is not None)
+    folders += [(f"part[{at}].path", part.path) for at, part in enumerate(config.part)]
+    folders += [(f"engine.code[{n}]", path) for n, path in enumerate(config.engine.code)]
+    named: list[tuple[str, Path | None]] = [
+        ("engine.binary", config.engine.binary),
+        ("tpm.endorsement_auth_file", config.tpm.endorsement_auth_file),
+        *((f"model[{at}].signature", model.signature) for at, model in enumerate(config.model)),
+        *((f"signers.keys[{n}]", path) for n, path in enumerate(config.signers.keys)),
+        *((f"signers.authorities[{n}]", path) for n, path in enumerate(config.signers.authorities)),
+    ]
+    found = [(name, path, _unreadable(path, folder=True)) for name, path in folders]
+    found += [(name, path, _unreadable(path)) for name, path in named if path is not None]
     return tuple(Problem(name, f"{path}: {reason}") for name, path, reason in found if reason)
 
 
-def _unreadable(path: Path) -> str:
+def _unreadable(path: Path, *, folder: bool = False) -> str:
     try:
+        if folder and path.is_dir():
+            return ""
         if not path.is_file():
             return "no such file"
         with path.open("rb"):
@@ -98,6 +108,31 @@ def _check_models(config: AgentConfig) -> Iterator[Problem]:
 def _check_engine(config: AgentConfig) -> Iterator[Problem]:
     if config.engine.arguments and config.engine.binary is None:
         yield Problem("engine.arguments", "is measured with the binary only", "with engine.binary")
+    if config.engine.start:
+        yield from _check_start(config)
+
+
+def _check_start(config: AgentConfig) -> Iterator[Problem]:
+    """What an engine that the agent starts must have: a binary, a place for the model's path, and one address."""
+    if config.engine.binary is None:
+        yield Problem("engine.binary", "is missing where the agent starts the engine", "an absolute path")
+    if not any("{model}" in argument for argument in config.engine.arguments):
+        yield Problem(
+            "engine.arguments",
+            "has no place for what was measured",
+            "a list with {model} in one of its texts",
+        )
+    served = {(proxy.upstream, claimed_model(config, proxy)) for proxy in config.proxy}
+    if len(served) != 1:
+        yield Problem(
+            "proxy", "is not of one engine", "one upstream and one model where the agent starts the engine"
+        )
+    elif next(iter(served))[1] is None:
+        yield Problem("proxy", "claims no model", "the model that the engine is started with")
+    elif any(len(model.files) > 1 for model in config.model):
+        yield Problem(
+            "model", "has several files", "one file or one folder where the agent starts the engine"
+        )
 
 
 def _check_proxies(config: AgentConfig) -> Iterator[Problem]:

@@ -7,10 +7,12 @@ To add a key, add a field here and a row there; a test holds the two together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from quotary_attest.config.keys import key, table, tables
+from quotary_attest.config.keys import key, mapping, table, tables
 from quotary_attest.config.rules import (
     ADDRESS,
     CLAIMED,
@@ -18,6 +20,7 @@ from quotary_attest.config.rules import (
     LABEL,
     NAME,
     PATH,
+    REQUEST_PATH,
     SWITCH,
     TEXT,
     URL,
@@ -27,6 +30,7 @@ from quotary_attest.config.rules import (
     list_of,
     seconds,
 )
+from quotary_attest.workload import PART_TYPES
 
 _MIB = 1024 * 1024
 
@@ -55,6 +59,28 @@ class ModelSection:
 
     name: str = key(NAME)
     files: tuple[Path, ...] = key(list_of(PATH, least=1, most=65536))
+    """One file, several, or one model folder."""
+    signature: Path | None = key(PATH, None)
+    """Its OpenSSF signature; by default `model.sig` in the folder, or the file's name with `.sig`, if there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartSection:
+    """`[[part]]`: what the engine is given beside a model, to be measured: an adapter, a tokenizer, a chat template."""
+
+    kind: str = key(choice({kind: kind for kind in PART_TYPES}))
+    name: str = key(NAME)
+    path: Path = key(PATH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignersSection:
+    """`[signers]`: who may sign models. A signature that is there must then be of one of them."""
+
+    keys: tuple[Path, ...] = key(list_of(PATH, most=64), ())
+    """Public keys in PEM."""
+    authorities: tuple[Path, ...] = key(list_of(PATH, most=64), ())
+    """Certificates of authorities in PEM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +91,25 @@ class EngineSection:
     """The name in records and in the workload log; by default that of the binary."""
     binary: Path | None = key(PATH, None)
     arguments: tuple[str, ...] = key(list_of(TEXT, most=4096), ())
+    """Its command line; where the agent starts it, `{model}` stands for the model's path and `{port}` for a port."""
+    environment: Mapping[str, str] = mapping(LABEL, TEXT)
+    """Variables that it runs with."""
+    code: tuple[Path, ...] = key(list_of(PATH, most=16), ())
+    """Folders that it runs from, such as a Python environment, to be measured."""
+    version: str | None = key(TEXT, None)
+    """As the operator states it."""
+    image: str | None = key(TEXT, None)
+    """Digest of the container image that it runs in, as the operator states it."""
+    check: bool = key(SWITCH, True)
+    """Whether the process behind each connection is looked at, as far as the host allows."""
+    start: bool = key(SWITCH, False)
+    """Whether the agent starts the engine itself, from the files that it measured."""
+    ready_path: str = key(REQUEST_PATH, "/health")
+    """What answers below status 500 once a started engine serves."""
+    ready_seconds: float = key(seconds(1, 86400), 600.0)
+    """How long a started engine may take to be ready."""
+    on_exit: Literal["restart", "stop"] = key(choice({"restart": "restart", "stop": "stop"}), "restart")
+    """What happens when a started engine ends: it is started again, or the agent stops."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +190,8 @@ class AgentConfig:
     state: StateSection = table(StateSection)
     tpm: TpmSection = table(TpmSection)
     model: tuple[ModelSection, ...] = tables(ModelSection)
+    part: tuple[PartSection, ...] = tables(PartSection)
+    signers: SignersSection = table(SignersSection)
     engine: EngineSection = table(EngineSection)
     proxy: tuple[ProxySection, ...] = tables(ProxySection)
     local: LocalSection = table(LocalSection)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -95,16 +95,15 @@ class Swapper:
         self,
         agent: EpochKeeper,
         inventory: Inventory,
-        doors: Sequence[tuple[SwapDoor, str]],
         starter: Starter,
         *,
         signers: Signers = Signers(),  # noqa: B008 - frozen, and nobody is trusted
         known: KnownDigests | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`doors` are the proxies, each with the name of the model that its answers claim."""
+        """`starter` makes engines ready. Proxies are made known with `serve`."""
         self._agent, self._inventory, self._starter = agent, inventory, starter
-        self._doors = dict(doors)
+        self._doors: dict[SwapDoor, str] = {}
         self._standing: dict[SwapDoor, Standing] = {}
         self._engines: set[Standing] = set()
         self._signers, self._known, self._sleep = signers, known, sleep
@@ -112,10 +111,16 @@ class Swapper:
         self._state: dict[str, Any] = {"state": "idle"}
         self._leaving: list[Route] = []
 
-    def adopt(self, door: SwapDoor, standing: Standing) -> None:
-        """Know the engine that a door had from the start, so that a swap stops it in the end."""
-        self._standing[door] = standing
+    def keep(self, standing: Standing) -> None:
+        """Stop an engine in the end, or when no proxy needs it any more."""
         self._engines.add(standing)
+
+    def serve(self, door: SwapDoor, model: str, standing: Standing | None = None) -> None:
+        """Know a proxy, the name of the model that its answers claim, and the engine that stands behind it."""
+        self._doors[door] = model
+        if standing is not None:
+            self._standing[door] = standing
+            self._engines.add(standing)
 
     def state(self) -> dict[str, Any]:
         """Return how the last swap goes, as JSON can hold it: `state` is idle, measuring, starting, switching,
@@ -137,11 +142,15 @@ class Swapper:
         self._state = {"state": "measuring", "model": order.name, "bytes": 0}
         self._task = asyncio.create_task(self._run(order, doors), name="quotary-swap")
 
-    async def close(self) -> None:
-        """Give up a swap that is not over, and stop the engines of all doors."""
+    async def give_up(self) -> None:
+        """Give up a swap that is not over."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Give up a swap that is not over, and stop all engines."""
+        await self.give_up()
         for standing in self._engines:
             await standing.stop()
         self._engines.clear()
