@@ -20,6 +20,8 @@ _COMMANDS = {
         "check_config",
         "Check a configuration file, every error at once.",
     ),
+    "measure": ("quotary_cli.agent_measure", "measure", "Print what the agent would measure for a model."),
+    "swap": ("quotary_cli.agent_swap", "swap", "Exchange a model of the running agent; no request is lost."),
     "sign": ("quotary_cli.agent_client", "sign", "Have the running agent attest files."),
     "quote": ("quotary_cli.agent_client", "quote", "Have the running agent quote its platform over a nonce."),
     "status": ("quotary_cli.agent_client", "status", "Show how the running agent is."),

@@ -76,8 +76,8 @@ def sign(
     request: dict[str, Any] = {"items": [{"digests": {"body": _digest(file)}} for file in files]}
     if nonce is not None:
         request["nonce"] = nonce
-    agent = _socket(state, path)
-    answer = _call(agent, "POST", "/v1/attest", request)
+    agent = socket_of(state, path)
+    answer = call(agent, "POST", "/v1/attest", request)
     results = []
     for file, (output_id, attestation) in zip(files, _outputs(agent, answer, len(files)), strict=True):
         target = (file.parent if out is None else out) / f"{file.name}.attestation"
@@ -102,7 +102,7 @@ def quote(state: Path | None, path: Path | None, nonce: str, out: Path) -> None:
 
     What it writes is verified by `attest verify FILE --policy P --nonce HEX`.
     """
-    write_file(out, _request(_socket(state, path), "POST", "/v1/quote", {"nonce": nonce}))
+    write_file(out, _request(socket_of(state, path), "POST", "/v1/quote", {"nonce": nonce}))
 
 
 @click.command()
@@ -111,8 +111,8 @@ def quote(state: Path | None, path: Path | None, nonce: str, out: Path) -> None:
 @json_option
 def status(state: Path | None, path: Path | None, as_json: bool) -> None:
     """Show how the running agent is: origin, state, log size, boot, models, certificates."""
-    agent = _socket(state, path)
-    answer = _call(agent, "GET", "/v1/status", None)
+    agent = socket_of(state, path)
+    answer = call(agent, "GET", "/v1/status", None)
     if "origin" not in answer:
         raise _stranger(agent)
     if as_json:
@@ -143,7 +143,8 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _socket(state: Path | None, path: Path | None) -> Path:
+def socket_of(state: Path | None, path: Path | None) -> Path:
+    """Return where the agent's local interface is. Raises Failure where nothing says which agent."""
     if path is not None:
         return path
     if state is None:
@@ -162,7 +163,8 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _call(path: Path, method: str, target: str, body: dict[str, Any] | None) -> dict[str, Any]:
+def call(path: Path, method: str, target: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    """Ask the running agent and return its answer. Raises Failure with what it refused."""
     return _json(path, _request(path, method, target, body))
 
 
