@@ -27,8 +27,10 @@ from tpms import Tpm
 from quotary_attest.agent import Agent, NewOutput
 from quotary_attest.serving.aliases import alias_of
 from quotary_attest.serving.doors import MAX_REPORTS
+from quotary_verifier.logs.workload import read_log
 from quotary_verifier.recipe.fresh import verify_fresh
 from quotary_verifier.wire.bindings import fresh_digest
+from quotary_verifier.wire.fresh import FreshQuote
 from quotary_verifier.wire.inband import strip
 from quotary_verifier.wire.names import format_output_id
 from quotary_verifier.wire.tpm import parse_attest
@@ -184,6 +186,19 @@ async def test_what_a_tpm_host_does_not_have_is_null_and_the_list_of_all_holds_o
     assert (await ask(setup, "/v1/attestation/report", signing_address="0x" + "00" * 32))[0] == 404
 
 
+async def test_the_report_shows_what_was_measured_of_the_model_behind_this_proxy(agent: Agent) -> None:
+    async with proxied(engine, agent, model="llama") as setup:  # type: ignore[arg-type]
+        status, report = await ask(
+            setup, "/v1/attestation/report", nonce=NONCE, model="whatever-it-is-called"
+        )
+    assert (status, report["model"]) == (200, "llama")
+    fresh = FreshQuote.decode(base64.b64decode(report["fresh_quote"]))
+    shown = [event.event for event in read_log(fresh.support.workload_log).current if event.event is not None]
+    assert {"llama", "vllm"} <= {event.name for event in shown}
+    async with proxied(engine, agent, model="unmeasured") as setup:  # type: ignore[arg-type]
+        assert (await ask(setup, "/v1/attestation/report"))[0] == 503
+
+
 @pytest.mark.parametrize(
     ("nonce", "message"),
     [
@@ -205,7 +220,7 @@ async def test_a_nonce_of_another_form_is_refused(nonce: str, message: str) -> N
 class Slow(MemoryAttester):
     """Quotes when told to."""
 
-    async def fresh_quote(self, nonce: bytes) -> bytes:
+    async def fresh_quote(self, nonce: bytes, *, model: str | None = None) -> bytes:
         async with self.changed:
             self.submitted += 1
             self.changed.notify_all()

@@ -114,7 +114,7 @@ class MemoryAttester:
                 await self.changed.wait()
         return self.attestations[output_id]
 
-    async def fresh_quote(self, nonce: bytes) -> bytes:
+    async def fresh_quote(self, nonce: bytes, *, model: str | None = None) -> bytes:
         """Return bytes that carry the nonce."""
         if self.failure is not None:
             raise self.failure

@@ -71,8 +71,11 @@ class Attester(Protocol):
         """
         ...
 
-    async def fresh_quote(self, nonce: bytes) -> bytes:
-        """Return a fresh quote over a caller's nonce of 8 to 64 bytes."""
+    async def fresh_quote(self, nonce: bytes, *, model: str | None = None) -> bytes:
+        """Return a fresh quote over a caller's nonce of 8 to 64 bytes.
+
+        With `model` it shows in full what was measured of that model and its engine (NotServed: it is not measured).
+        """
         ...
 
     def status(self) -> Mapping[str, Any]:

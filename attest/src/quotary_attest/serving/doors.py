@@ -13,6 +13,7 @@ import base64
 import json
 import re
 import secrets
+from collections.abc import Callable
 from typing import Any, Final
 
 from aiohttp import web
@@ -45,10 +46,17 @@ _PCRS: Final = 16
 _ABSENT: Final = ("intel_quote", "quote", "nvidia_payload", "event_log", "vm_config", "info")
 
 
-def add_doors(app: web.Application, attester: Attester, *, seconds: float = FETCH_SECONDS) -> None:
-    """Route both doors. `seconds` is how long a signature waits for an output that is on its way."""
+def add_doors(
+    app: web.Application,
+    attester: Attester,
+    model: Callable[[], str | None],
+    *,
+    seconds: float = FETCH_SECONDS,
+) -> None:
+    """Route both doors. `model` is asked for the model that answers now, None where none is claimed; `seconds` is how
+    long a signature waits for an output that is on its way."""
     app.router.add_get(SIGNATURE_PATH, _signing(attester, seconds))
-    app.router.add_get(REPORT_PATH, _Reports(attester).answer)
+    app.router.add_get(REPORT_PATH, _Reports(attester, model).answer)
 
 
 def _signing(attester: Attester, seconds: float) -> Handler:
@@ -72,8 +80,9 @@ def _signing(attester: Attester, seconds: float) -> Handler:
 class _Reports:
     """Answers reports, only so many at a time."""
 
-    def __init__(self, attester: Attester) -> None:
+    def __init__(self, attester: Attester, model: Callable[[], str | None]) -> None:
         self._attester = attester
+        self._model = model
         self._running = 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -86,18 +95,19 @@ class _Reports:
             return _refused(400, "invalid_request_error", "Nonce must be hex-encoded")
         elif len(nonce) != 2 * _NONCE_BYTES:
             return _refused(400, "invalid_request_error", "Nonce must be 32 bytes")
-        report = _report(nonce, await self._quote(bytes.fromhex(nonce)))
+        model = self._model()
+        report = {"model": model} | _report(nonce, await self._quote(bytes.fromhex(nonce), model))
         wanted = request.query.get("signing_address")
         if wanted is not None and wanted.lower().removeprefix("0x") != report["signing_address"]:
             return _not_found("Signing address not found on this server")
         return _json(report | {"all_attestations": [report]})
 
-    async def _quote(self, nonce: bytes) -> bytes:
+    async def _quote(self, nonce: bytes, model: str | None) -> bytes:
         if self._running >= MAX_REPORTS:
             raise Busy(f"{MAX_REPORTS} reports wait for the tpm already")
         self._running += 1
         try:
-            return await self._attester.fresh_quote(nonce)
+            return await self._attester.fresh_quote(nonce, model=model)
         finally:
             self._running -= 1
 

@@ -63,7 +63,7 @@ class Proxy:
         doors = DOOR_PREFIXES if config.doors else ()
         open_to_pages(app, _OWN + "/", *doors)
         if config.doors:
-            add_doors(app, attester, seconds=config.fetch_seconds)
+            add_doors(app, attester, lambda: self._exchanges.route.model, seconds=config.fetch_seconds)
         fetch = fetching(attester, seconds=config.fetch_seconds, aliases=True)
         app.router.add_get(_OWN + "/attestations/{id}", fetch)
         app.router.add_get(_OWN + "/statement", stating(attester))

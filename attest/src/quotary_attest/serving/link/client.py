@@ -318,9 +318,9 @@ class RemoteAttester:
         found = await self._ask(Ask.RESOLVE, alias)
         return None if found is None else _octets(found)
 
-    async def fresh_quote(self, nonce: bytes) -> bytes:
-        """Return a fresh quote over a caller's nonce of 8 to 64 bytes."""
-        return _octets(await self._ask(Ask.QUOTE, nonce))
+    async def fresh_quote(self, nonce: bytes, *, model: str | None = None) -> bytes:
+        """Return a fresh quote over a nonce of 8 to 64 bytes; with `model`, what was measured of it in full."""
+        return _octets(await self._ask(Ask.QUOTE, nonce, model))
 
     async def read_log(self, path: str) -> bytes:
         """Return what is published at a path. Raises NotFound, StoreError, Unavailable."""

@@ -29,7 +29,7 @@ from quotary_attest.serving.link.messages import (
 )
 from quotary_attest.serving.refusals import logger
 from quotary_verifier.errors import MalformedError
-from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
+from quotary_verifier.wire.limits import MAX_NONCE, MAX_TEXT, MIN_NONCE
 from quotary_verifier.wire.names import OUTPUT_ID_BYTES
 from quotary_verifier.wire.records import Link, Source
 
@@ -230,10 +230,12 @@ class Connection(asyncio.Protocol):
         if task is not None:
             task.cancel()
 
-    def _quote(self, number: int, nonce: Any) -> None:
+    def _quote(self, number: int, nonce: Any, model: Any) -> None:
         if type(nonce) is not bytes or not MIN_NONCE <= len(nonce) <= MAX_NONCE:
             raise MalformedError(f"a nonce is {MIN_NONCE} to {MAX_NONCE} bytes")
-        self._start(number, self._attester.fresh_quote(nonce))
+        if model is not None and (type(model) is not str or len(model) > MAX_TEXT):
+            raise MalformedError(f"a model is a name of up to {MAX_TEXT} characters")
+        self._start(number, self._attester.fresh_quote(nonce, model=model))
 
     def _serve(self, number: int, path: Any) -> None:
         if type(path) is not str or len(path) > _MAX_PATH:
@@ -306,7 +308,7 @@ _HANDLERS: Final[dict[tuple[int, int], Callable[..., None]]] = {
     (Ask.RESOLVE, 1): Connection._resolve,
     (Ask.FETCH, 2): Connection._fetch,
     (Ask.CANCEL, 1): Connection._cancel,
-    (Ask.QUOTE, 1): Connection._quote,
+    (Ask.QUOTE, 2): Connection._quote,
     (Ask.SERVE, 1): Connection._serve,
     (Ask.PING, 0): Connection._ping,
 }
