@@ -123,6 +123,10 @@ async def test_the_npm_client_gets_verified_answers_and_no_others(tpm: Tpm, tmp_
     assert found["no such command"] == {
         "name": "no such command", "error": UNCHECKED, "message": "/nonexistent/attest: ENOENT",
     }  # fmt: skip
+    plain, streamed = found["before the error, plain"], found["before the error, streamed"]
+    assert (plain["text"], plain["error"], streamed["error"]) == ("", REJECTED, REJECTED)
+    assert "Hal" in streamed["text"]
+    assert "[DONE]" not in streamed["text"]
     assert found["many at once"]["text"] == "2"
     assert found["any fetch"]["text"] == "Hello"
     assert len(nonces) == len(set(nonces))

@@ -73,6 +73,19 @@ await report("many at once", async () => {
   const found = await Promise.all(Array.from({ length: 2 }, () => stream(honest)));
   return { text: String(new Set(found.map(({ claims }) => claims.find((c) => c.name === "output_id").value)).size) };
 });
+for (const [name, urls] of [["plain", plain], ["streamed", streamed]])
+  await report(`before the error, ${name}`, async () => {
+    const fetch = verifying({ policy, command });
+    const body = JSON.stringify({ model: "m", messages, stream: name === "streamed" });
+    const response = await fetch(`${urls["a word"]}/v1/chat/completions`, { method: "POST", body });
+    const decoder = new TextDecoder();
+    let text = "";
+    try {
+      for await (const piece of response.body) text += decoder.decode(piece);
+    } catch (error) {
+      return { text, error: error.name };
+    }
+  });
 await report("any fetch", async () => {
   const fetch = verifying({ policy, command });
   const body = JSON.stringify({ model: "m", messages });
