@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from quotary_attest.engine.errors import AgentError
 from quotary_attest.roots import RootError
+from quotary_attest.serving.asgi.line import Line
 from quotary_attest.serving.asgi.routes import credential, refuse
 from quotary_attest.serving.asgi.settings import Settings
 from quotary_attest.serving.asgi.types import (
@@ -87,12 +88,12 @@ class Exchange:
     ) -> None:
         self._recorder = recorder
         self._settings = settings
-        self._scope, self._receive, self._send = scope, receive, send
+        self._scope = scope
+        self._line = Line(receive, send, took=self._took, left=self._client_gone)
         self._terms = Terms(api)
         self._nonce: bytes | None = None
         self._ticket: Ticket | None = None
         self._mac: hmac.HMAC | None = None
-        self._read_whole = False
         self._phase = _Phase.WAITING
         self._cut = False
         self._start: Message = {}
@@ -100,8 +101,6 @@ class Exchange:
         self._pieces: list[bytes] = []
         self._size = 0
         self._tap: StreamTap | None = None
-        self._gone = asyncio.Event()
-        self._watcher: asyncio.Task[None] | None = None
 
     async def run(self, app: App) -> None:
         """Let the application answer, and attest its answer."""
@@ -111,7 +110,7 @@ class Exchange:
             await self._refuse(error)
             return
         try:
-            await app(self._for_app(), self._read, self._write)
+            await app(self._for_app(), self._line.read, self._write)
         except Exception as error:
             if self._cut:  # whatever the application made of it
                 return
@@ -123,8 +122,7 @@ class Exchange:
         else:
             await self._broken_off(None)
         finally:
-            if self._watcher is not None:
-                self._watcher.cancel()
+            self._line.close()
             if self._ticket is not None:
                 self._ticket.abandon()
 
@@ -155,32 +153,10 @@ class Exchange:
 
     # -- towards the application
 
-    async def _read(self) -> Message:
-        """Hand the application its request; after that, only that the client is gone."""
-        if not self._read_whole and not self._gone.is_set():
-            message = await self._receive()
-            if message["type"] == "http.request":
-                if self._mac is not None:
-                    self._mac.update(message.get("body", b""))
-                self._read_whole = not message.get("more_body", False)
-            elif message["type"] == "http.disconnect":
-                self._client_gone()
-            return message
-        self._watch()
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
-
-    def _watch(self) -> None:
-        """Look out for the client's going; only one task may ask the server."""
-        if self._watcher is None and not self._gone.is_set():
-            self._watcher = asyncio.create_task(self._await_disconnect())
-
-    async def _await_disconnect(self) -> None:
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._client_gone()
-                return
+    def _took(self, body: bytes) -> None:
+        """Commit to a piece of the request."""
+        if self._mac is not None:
+            self._mac.update(body)
 
     async def _write(self, message: Message) -> None:
         """Take a message of the application's answer."""
@@ -191,7 +167,7 @@ class Exchange:
         if kind == "http.response.start":
             await self._on_start(message)
         elif self._phase is _Phase.PASSING:
-            await self._send(message)
+            await self._line.send(message)
         elif kind == "http.response.body":
             more = message.get("more_body", False)
             await self._on_body(bytes(message.get("body", b"")), more=more)
@@ -228,7 +204,7 @@ class Exchange:
             return "it has no body"
         if not all_identity(values(fields, "content-encoding")):
             return "it has a content coding"
-        if not self._read_whole:
+        if not self._line.read_whole:
             return "it was begun before the request was read"
         return None
 
@@ -249,7 +225,7 @@ class Exchange:
         ticket, fields = self._ticket, self._start["headers"]
         self._tap = StreamTap(self._terms, media_type(fields), self._status, ticket.key, ticket.known_as)
         self._phase = _Phase.STREAMING
-        self._watch()
+        self._line.watch()
         await self._send_start([*self._own(fields, LENGTH), field(OUTPUT, ticket.text)])
 
     def _own(self, fields: Fields, names: frozenset[bytes]) -> Fields:
@@ -312,7 +288,7 @@ class Exchange:
         self._phase = _Phase.ENDED
         body = inserted + tail
         if clean or body:
-            await self._send({"type": "http.response.body", "body": body, "more_body": not clean})
+            await self._line.send({"type": "http.response.body", "body": body, "more_body": not clean})
 
     async def _attested(self, tap: StreamTap, ticket: Ticket, account: Account, *, place: bool) -> bytes:
         if self._terms.delivery is Delivery.DEFERRED:
@@ -348,7 +324,7 @@ class Exchange:
         self._phase = _Phase.ENDED
         sized = field("content-length", str(len(body)))
         await self._send_start([*self._own(fields, LENGTH), *extra, sized])
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self._line.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _carrying(
         self, ticket: Ticket, account: Account, kind: str, body: bytes, extra: Fields
@@ -370,7 +346,6 @@ class Exchange:
 
     def _client_gone(self) -> None:
         """Record the prefix that was sent; the application learns of it as it would without us."""
-        self._gone.set()
         ticket = self._ticket
         if ticket is None or not ticket.open:
             return
@@ -388,7 +363,7 @@ class Exchange:
         self._phase = _Phase.ENDED
         if self._tap is not None and isinstance(error, asyncio.CancelledError):
             self._tap.close()
-            ticket.record(self._tap.account(clean=False, client_gone=self._gone.is_set()))
+            ticket.record(self._tap.account(clean=False, client_gone=self._line.gone.is_set()))
         elif self._tap is not None:
             with suppress(OSError):
                 await self._finish(self._tap, ticket, clean=False)
@@ -401,28 +376,21 @@ class Exchange:
         Engines stop generating when they are told by `receive`; an error in `send` alone leaves some at work.
         """
         self._phase, self._cut = _Phase.ENDED, True
-        self._gone.set()
+        self._line.gone.set()
 
     async def _refuse(self, error: Exception) -> None:
         """Answer with an error of our own."""
         refusal = refusal_of_agent(error) or unexpected(error)
         output = None if self._ticket is None else self._ticket.text
-        await refuse(self._send, refusal, self._terms.api, output)
+        await refuse(self._line.send, refusal, self._terms.api, output)
 
     # -- towards the server
 
     async def _send_start(self, fields: Fields) -> None:
-        await self._to_server({**self._start, "headers": fields})
+        await self._line.send({**self._start, "headers": fields})
 
     async def _send_body(self, body: bytes) -> None:
-        await self._to_server({"type": "http.response.body", "body": body, "more_body": True})
-
-    async def _to_server(self, message: Message) -> None:
-        try:
-            await self._send(message)
-        except OSError:
-            self._client_gone()
-            raise
+        await self._line.send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def _off_loop(body: bytes, work: Any) -> Any:

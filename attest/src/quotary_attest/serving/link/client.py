@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,19 +19,9 @@ from typing import Any, Final
 from quotary_attest.engine.errors import AgentError, Busy, Unavailable
 from quotary_attest.engine.outputs import Delivered, NewOutput, check_output, make_output_id, wall_clock
 from quotary_attest.serving.attester import LogReader
-from quotary_attest.serving.link.frames import MAX_REPLY, FrameReader, FrameWriter, frame
-from quotary_attest.serving.link.messages import (
-    MAX_PENDING,
-    OK,
-    VERSION,
-    Ask,
-    Tell,
-    error_of,
-    output_map,
-)
+from quotary_attest.serving.link.messages import Ask, output_map
+from quotary_attest.serving.link.session import SECRET_BYTES, Session
 from quotary_attest.serving.refusals import logger
-from quotary_verifier.errors import MalformedError
-from quotary_verifier.wire.names import OUTPUT_ID_BYTES
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
@@ -40,8 +29,6 @@ _HEARTBEAT: Final = 5.0
 _UNANSWERED: Final = 3
 _SERVE_SECONDS: Final = 60.0
 _SLACK_SECONDS: Final = 5.0
-_MAX_BUFFERED: Final = 64 * 1024 * 1024
-_SECRET: Final = 32
 
 
 class Received(Delivered):
@@ -57,135 +44,6 @@ class Received(Delivered):
     def encoded(self) -> bytes:
         """The attestation's bytes."""
         return self._encoded
-
-
-class _Link(asyncio.Protocol):
-    """One connection to the agent. It is up from the agent's greeting on."""
-
-    def __init__(self, owner: RemoteAttester) -> None:
-        self._owner = owner
-        self._reader = FrameReader(MAX_REPLY)
-        self._transport: asyncio.Transport | None = None
-        self._writer: FrameWriter | None = None
-        self._number = 0
-        self._pending: dict[int, asyncio.Future[Any]] = {}
-        self.stock: deque[bytes] = deque()
-        self.issued: set[bytes] = set()
-        self.unanswered = 0
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the greeting."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._writer = FrameWriter(transport, frame)
-
-    def data_received(self, data: bytes) -> None:
-        """Take in answers and news."""
-        self.unanswered = 0
-        try:
-            for number, status, *values in self._reader.feed(data):
-                if number:
-                    self._answer(number, status, values)
-                else:
-                    self._news(status, values)
-        except MalformedError as error:
-            logger.error("the agent broke the protocol of the serving link: %s", error)
-            self.abort()
-
-    def pause_writing(self) -> None:
-        """Keep what is asked until the agent reads again."""
-        assert self._writer is not None
-        self._writer.pause()
-
-    def resume_writing(self) -> None:
-        """Go on."""
-        assert self._writer is not None
-        self._writer.resume()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        """Fail what is on its way."""
-        self._owner._down(self)
-        pending, self._pending = self._pending, {}
-        for future in pending.values():
-            if not future.done():
-                future.set_exception(Unavailable("the agent went away", hint="see the agent's own log"))
-        if not self.lost.done():
-            self.lost.set_result(None)
-
-    def tell(self, operation: Ask, *values: Any) -> None:
-        """Send a notice."""
-        if self._writer is not None:
-            self._writer.put([0, operation, *values])
-
-    def ask(self, operation: Ask, *values: Any) -> tuple[int, asyncio.Future[Any]]:
-        """Send a request; return its number and the future of its answer. Raises Busy or Unavailable."""
-        if self._writer is None or self._transport is None or self._transport.is_closing():
-            raise Unavailable("the agent went away", hint="see the agent's own log")
-        if len(self._pending) >= MAX_PENDING or self._transport.get_write_buffer_size() > _MAX_BUFFERED:
-            raise Busy(f"{MAX_PENDING} requests wait for the agent already")
-        self._number += 1
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._pending[self._number] = future
-        self._writer.put([self._number, operation, *values])
-        return self._number, future
-
-    def forget(self, number: int) -> None:
-        """Nobody waits for an answer any more."""
-        if self._pending.pop(number, None) is not None:
-            self.tell(Ask.CANCEL, number)
-
-    def abort(self) -> None:
-        """Drop the connection."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def close(self) -> None:
-        """Send what is queued, then close."""
-        if self._writer is not None and self._transport is not None:
-            self._writer.flush()
-            self._transport.close()
-
-    def _answer(self, number: int, status: int, values: list[Any]) -> None:
-        future = self._pending.pop(number, None)
-        if status == OK:
-            if len(values) != 1:
-                raise MalformedError("an answer is not one value")
-            if future is not None and not future.done():
-                future.set_result(values[0])
-            return
-        error = error_of(status, values)
-        if future is not None and not future.done():
-            future.set_exception(error)
-
-    def _news(self, what: int, values: list[Any]) -> None:
-        if what == Tell.IDS and len(values) == 1 and type(values[0]) is bytes:
-            fresh = values[0]
-            if len(fresh) % OUTPUT_ID_BYTES:
-                raise MalformedError("output ids of another length")
-            ids = [fresh[at : at + OUTPUT_ID_BYTES] for at in range(0, len(fresh), OUTPUT_ID_BYTES)]
-            self.stock.extend(ids)
-            self.issued.update(ids)
-            self._owner._up(self)
-        elif what == Tell.OUTAGE and len(values) == 1:
-            self._owner._set_outage(self, _outage_of(values[0]))
-        elif what == Tell.HELLO and len(values) == 3:
-            version, secret, outage = values
-            if version != VERSION or type(secret) is not bytes or len(secret) != _SECRET:
-                raise MalformedError("a greeting of another version")
-            self._owner._greeted(self, secret, _outage_of(outage))
-        elif what == Tell.REFUSED and not values:
-            self._owner._refused()
-        else:
-            raise MalformedError("news of another form")
-
-
-def _outage_of(value: Any) -> Exception | None:
-    if value is None:
-        return None
-    if type(value) is not list or len(value) != 2 or not all(type(part) is str for part in value):
-        raise MalformedError("an outage is not a message and a hint")
-    return Unavailable(value[0], hint=value[1])
 
 
 class RemoteLog:
@@ -209,8 +67,8 @@ class RemoteAttester:
         Only the former is connected again when the agent went away.
         """
         self._where = where
-        self._link: _Link | None = None
-        self._secret = bytes(_SECRET)
+        self._link: Session | None = None
+        self._secret = bytes(SECRET_BYTES)
         self._outage: Exception | None = Unavailable("the agent was not reached yet")
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
@@ -368,13 +226,13 @@ class RemoteAttester:
             if self._link is not None:
                 self._link.close()
 
-    async def _connect(self) -> _Link | None:
+    async def _connect(self) -> Session | None:
         where = self._where
         try:
             if isinstance(where, socket.socket):
-                _, link = await self.loop.create_unix_connection(lambda: _Link(self), sock=where)
+                _, link = await self.loop.create_unix_connection(lambda: Session(self), sock=where)
             else:
-                _, link = await self.loop.create_unix_connection(lambda: _Link(self), str(where))
+                _, link = await self.loop.create_unix_connection(lambda: Session(self), str(where))
         except OSError as error:
             self._outage = Unavailable(
                 f"the agent cannot be reached: {(error.strerror or 'error').lower()}",
@@ -383,7 +241,7 @@ class RemoteAttester:
             return None
         return link
 
-    async def _attend(self, link: _Link) -> None:
+    async def _attend(self, link: Session) -> None:
         """Stay until the connection is lost; drop one whose other end answers nothing for three heartbeats."""
         try:
             while True:
@@ -402,25 +260,32 @@ class RemoteAttester:
             if not link.lost.done():
                 link.close()
 
-    def _greeted(self, link: _Link, secret: bytes, outage: Exception | None) -> None:
-        self._link, self._secret, self._outage = link, secret, outage
+    # -- told by a session
 
-    def _up(self, link: _Link) -> None:
-        if link is self._link:
+    def greeted(self, session: Session, secret: bytes, outage: Exception | None) -> None:
+        """The agent has greeted."""
+        self._link, self._secret, self._outage = session, secret, outage
+
+    def up(self, session: Session) -> None:
+        """Outputs can begin."""
+        if session is self._link:
             self._ready.set()
             self.tried.set()
 
-    def _set_outage(self, link: _Link, outage: Exception | None) -> None:
-        if link is self._link:
+    def set_outage(self, session: Session, outage: Exception | None) -> None:
+        """The agent's state has changed."""
+        if session is self._link:
             self._outage = outage
 
-    def _refused(self) -> None:
+    def refused(self) -> None:
+        """The agent does not serve this user."""
         self._outage = Unavailable(
             f"the agent refused uid {os.geteuid()}", hint="allow it in the agent's configuration"
         )
 
-    def _down(self, link: _Link) -> None:
-        if link is self._link:
+    def down(self, session: Session) -> None:
+        """The connection is lost."""
+        if session is self._link:
             self._link = None
             self._ready.clear()
             self._outage = Unavailable("the agent went away", hint="see the agent's own log")
