@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pycddl
 import pytest
 from forge import NOW, Forge
 from hypothesis import given
@@ -25,10 +26,13 @@ from quotary_verifier import (
     load_policy,
     verify_statement,
 )
+from quotary_verifier.wire import cbor
 from quotary_verifier.wire.declaration import CODED, UNAVAILABLE, Declaration, Service
 from quotary_verifier.wire.records import Statement
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "statement" / "texts.json").read_text())
+CDDL = (Path(__file__).parents[3] / "docs" / "spec" / "quotary.cddl").read_text()
+TEXTS = pycddl.Schema("start = statement-text\n" + CDDL)
 GOOD = [vector for vector in VECTORS if vector["expect"] == "read"]
 BAD = [vector for vector in VECTORS if vector["expect"] != "read"]
 CHAT = "/v1/chat/completions"
@@ -66,6 +70,11 @@ def test_a_text_of_the_vectors_is_read_and_promises_what_it_says(vector: dict[st
         assert found.promised(path) == found.declaration.services
     for path in vector["not_promised"]:  # type: ignore[attr-defined]
         assert found.promised(path) == ()
+
+
+@pytest.mark.parametrize("vector", GOOD, ids=lambda vector: vector["name"])
+def test_the_cddl_admits_what_is_read(vector: dict[str, str]) -> None:
+    TEXTS.validate_cbor(cbor.encode(json.loads(vector["text"])))
 
 
 @pytest.mark.parametrize("vector", BAD, ids=lambda vector: vector["name"])

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from quotary_attest.engine.errors import Busy, UnknownOutput
 from quotary_attest.serving.attester import Attester
-from quotary_attest.serving.errors import Handler, Refusal
+from quotary_attest.serving.errors import Handler, Refusal, logger
 from quotary_attest.serving.reading import FETCH_SECONDS, fetch_waiting, find_output
 from quotary_verifier.logs.workload import read_log
 from quotary_verifier.tlog.note import TYPE_ED25519, key_id, parse_note
@@ -55,6 +55,7 @@ def add_doors(
 ) -> None:
     """Route both doors. `model` is asked for the model that answers now, None where none is claimed; `seconds` is how
     long a signature waits for an output that is on its way."""
+    logger.info("GET %s and %s are answered by the proxy, not by the engine", SIGNATURE_PATH, REPORT_PATH)
     app.router.add_get(SIGNATURE_PATH, _signing(attester, seconds))
     app.router.add_get(REPORT_PATH, _Reports(attester, model).answer)
 
