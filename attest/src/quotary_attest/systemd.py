@@ -9,6 +9,7 @@ environment, since what they say is meant for this process and not for an engine
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, MutableMapping
@@ -18,6 +19,7 @@ from typing import Final
 FIRST_DESCRIPTOR: Final = 3
 """SD_LISTEN_FDS_START."""
 
+_LOG = logging.getLogger("quotary.agent")
 _MAX_STATUS: Final = 400
 _MAX_CREDENTIAL: Final = 1024
 
@@ -97,9 +99,14 @@ def watchdog_seconds(environment: Environment = os.environ, pid: int | None = No
 
 async def keep_alive(notifier: Notifier, seconds: float, healthy: Callable[[], bool]) -> None:
     """Give a sign of life twice in `seconds` for as long as `healthy` says so. Runs until it is cancelled."""
+    well = True
     while True:
-        if healthy():
+        was, well = well, healthy()
+        if well:
             notifier.alive()
+        elif was:
+            _LOG.error("the engine is stuck, and the watchdog hears no more of it")
+            notifier.status("stuck")
         await asyncio.sleep(seconds / 2)
 
 
@@ -144,8 +151,8 @@ class PassedSockets:
             )
         if any((each.family == socket.AF_UNIX) != (family is Path) for each in sockets):
             raise ServiceError(
-                f"the socket named {name} is of another kind: a door for requests is a TCP socket, "
-                "the local interface a Unix socket"
+                f"the socket named {name} is of another kind",
+                hint="doors for requests and figures are TCP sockets, the local interface is a Unix socket",
             )
         return sockets
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quotary_attest.config import claimed_model
+from quotary_attest.enginelink import ProcessPeer
 from quotary_attest.measuring.openssf import load_signers
+from quotary_attest.serving.link.door import LinkConfig, LinkDoor
 from quotary_attest.serving.local import LocalConfig, LocalInterface
 from quotary_attest.serving.peers import Allowed
 from quotary_attest.serving.promise import declaration_of
@@ -45,15 +47,20 @@ class Doors:
         inventory: Inventory,
         engines: Engines,
     ) -> None:
-        """`inventory` is what was measured, `engines` what stands behind the proxies."""
+        """Take what was passed on; nothing is served yet. `inventory` is what was measured, `engines` what stands
+        behind the proxies. Raises ServiceError."""
         self._inventory, self._engines = inventory, engines
-        self._config, self._agent, self._sockets, self._metrics = config, agent, sockets, metrics
+        self._config, self._agent, self._metrics = config, agent, metrics
+        self._local = local_config(config, sockets)
+        self._listeners = [
+            [] if section.socket is None else sockets.take(section.socket) for section in config.proxy
+        ]
         self._proxies: list[Proxy] = []
         self._stack = AsyncExitStack()
         self.where: dict[str, Any] = {}
 
     async def __aenter__(self) -> Doors:
-        """Open them all. Raises ServiceError, SocketInUse or OSError, and then none is left open."""
+        """Open them all. Raises SocketInUse or OSError, and then none is left open."""
         async with AsyncExitStack() as stack:
             # before anything answers: what is stated holds from the first answer on
             settings = [proxy_config(self._config, section) for section in self._config.proxy]
@@ -64,12 +71,12 @@ class Doors:
                 swapper.close
             )  # after the proxies, whose answers the engines are to end
             addresses = [
-                await self._open_proxy(section, stack, swapper, standing) for section in self._config.proxy
+                await self._open_proxy(section, listeners, stack, swapper, standing)
+                for section, listeners in zip(self._config.proxy, self._listeners, strict=True)
             ]
             stack.push_async_callback(swapper.give_up)
-            local = local_config(self._config, self._sockets)
-            await stack.enter_async_context(LocalInterface(self._agent, local, swapper))
-            self.where["socket"] = str(local.path)
+            await stack.enter_async_context(LocalInterface(self._agent, self._local, swapper))
+            self.where["socket"] = str(self._local.path)
             if addresses:
                 self.where |= {"proxy": addresses[0], "proxies": addresses}
             self._stack = stack.pop_all()
@@ -84,6 +91,13 @@ class Doors:
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Let no request in any more, and running answers end; see `Proxy.drain`."""
         await asyncio.gather(*[proxy.drain(seconds, hurry) for proxy in self._proxies])
+
+    def _link_door(self, config: LinkConfig, standing: Standing | None) -> LinkDoor:
+        """Return the door for middleware, whose peers are looked at as engines behind proxies are."""
+        link = self._engines.link if standing is None else standing.link
+        return LinkDoor(
+            self._agent, config, check=lambda peer, model: link.link(model, ProcessPeer(peer.pid))
+        )
 
     def _swapper(self, standing: Standing | None) -> Swapper:
         """Return what exchanges models behind these doors."""
@@ -100,7 +114,12 @@ class Doors:
         return swapper
 
     async def _open_proxy(
-        self, section: ProxySection, stack: AsyncExitStack, swapper: Swapper, standing: Standing | None
+        self,
+        section: ProxySection,
+        listeners: list[socket.socket],
+        stack: AsyncExitStack,
+        swapper: Swapper,
+        standing: Standing | None,
     ) -> str:
         settings = proxy_config(self._config, section)
         served = None if settings.model is None else self._agent.workload.model(settings.model)
@@ -115,7 +134,6 @@ class Doors:
         if section.listen is not None:
             host, port = section.listen.host, section.listen.port
             return f"http://{host}:{await proxy.listen(host, port)}"
-        listeners = self._sockets.take(section.socket or "")
         for listener in listeners:
             await proxy.listen_on(listener)
         return _address_of(listeners[0])
@@ -134,6 +152,18 @@ def local_config(config: AgentConfig, sockets: PassedSockets) -> LocalConfig:
     listener = None if config.local.socket is None else sockets.take(config.local.socket, Path)[0]
     path = config.local_path if listener is None else Path(listener.getsockname())
     return LocalConfig(path, Allowed(users, frozenset(config.local.allow_gids)), mode=mode, listener=listener)
+
+
+def link_config(config: AgentConfig, sockets: PassedSockets) -> LinkConfig | None:
+    """Return how the serving link is set up; None where there is to be none. Raises ServiceError."""
+    section = config.serving_link
+    listener = None if section.socket is None else sockets.take(section.socket, Path)[0]
+    path = section.path if listener is None else Path(listener.getsockname())
+    if path is None:
+        return None
+    users = frozenset((0, os.geteuid(), *section.allow_uids))
+    mode = 0o666 if section.allow_uids or section.allow_gids else 0o660
+    return LinkConfig(path, Allowed(users, frozenset(section.allow_gids)), mode=mode, listener=listener)
 
 
 def proxy_config(config: AgentConfig, section: ProxySection) -> ProxyConfig:

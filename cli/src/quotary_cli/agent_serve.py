@@ -85,14 +85,13 @@ async def serve(
         agent = Agent(
             config.state.folder, root=root, workload=inventory.workload, resume=resume, metrics=metrics
         )
+        engines = Engines(config, inventory)
+        doors = Doors(config, agent, service.sockets, metrics, inventory=inventory, engines=engines)
         health = await stack.enter_async_context(_health(config, agent, metrics, signals, service.sockets))
         await stack.enter_async_context(agent)
         metrics.watch(agent.status, config.state.folder)
         _settle_memory()
-        engines = Engines(config, inventory)
-        doors = await stack.enter_async_context(
-            Doors(config, agent, service.sockets, metrics, inventory=inventory, engines=engines)
-        )
+        await stack.enter_async_context(doors)
         for name in service.sockets.left:
             _LOG.warning("systemd passed a socket named %s, which the configuration does not use", name)
         service.sockets.close()
