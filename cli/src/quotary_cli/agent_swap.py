@@ -74,7 +74,7 @@ def swap(
     if as_json:
         print_json({"schema": SCHEMA, **answer})
     else:
-        click.echo(f"model     {name}\ndigest    {answer['digest']}")
+        click.echo(f"model     {name}\ndigest    {answer.get('digest')}")
 
 
 def _model_of(models: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -94,12 +94,14 @@ def _follow(agent: Path, answer: dict[str, Any], total: int) -> dict[str, Any]:
     told = ""
     hidden = not sys.stderr.isatty()
     with click.progressbar(length=total, label="weights", file=sys.stderr, hidden=hidden) as bar:
-        while answer.get("state") not in _ENDS:
-            if answer.get("state") == "measuring":
-                bar.update(int(answer.get("bytes", 0)) - bar.pos)
-            elif answer["state"] != told:
-                told = str(answer["state"])
-                note(f"{told}: {answer['waiting']} answers on their way" if told == "draining" else told)
+        while (stage := answer.get("state")) not in _ENDS:
+            if not isinstance(stage, str):
+                raise Failure(f"what answers at {agent} is not the agent", code=ExitCode.FAILURE)
+            if stage == "measuring":
+                bar.update(max(0, int(answer.get("bytes", 0)) - bar.pos))
+            elif stage != told:
+                told = stage
+                note(f"{told}: {answer.get('waiting')} answers on their way" if told == "draining" else told)
             time.sleep(_POLL_SECONDS)
             answer = call(agent, "GET", "/v1/swap", None)
     return answer
