@@ -52,6 +52,7 @@ class Doors:
         self._inventory, self._engines = inventory, engines
         self._config, self._agent, self._metrics = config, agent, metrics
         self._local = local_config(config, sockets)
+        self._link = link_config(config, sockets)
         self._listeners = [
             [] if section.socket is None else sockets.take(section.socket) for section in config.proxy
         ]
@@ -77,6 +78,9 @@ class Doors:
             stack.push_async_callback(swapper.give_up)
             await stack.enter_async_context(LocalInterface(self._agent, self._local, swapper))
             self.where["socket"] = str(self._local.path)
+            if self._link is not None:
+                await stack.enter_async_context(self._link_door(self._link, standing))
+                self.where["serving_link"] = str(self._link.path)
             if addresses:
                 self.where |= {"proxy": addresses[0], "proxies": addresses}
             self._stack = stack.pop_all()

@@ -152,8 +152,9 @@ def _doors(config: AgentConfig) -> Iterator[tuple[str, tuple[tuple[str, object],
     """Yield every door: its path, its keys of which one may be given, and whether one must be."""
     for at, proxy in enumerate(config.proxy):
         yield f"proxy[{at}]", (("listen", proxy.listen), ("socket", proxy.socket)), True
-    local, metrics = config.local, config.metrics
+    local, link, metrics = config.local, config.serving_link, config.metrics
     yield "local", (("path", local.path), ("socket", local.socket)), False
+    yield "serving_link", (("path", link.path), ("socket", link.socket)), False
     yield "metrics", (("listen", metrics.listen), ("path", metrics.path), ("socket", metrics.socket)), False
 
 
@@ -171,15 +172,18 @@ def _check_doors(config: AgentConfig) -> Iterator[Problem]:
 
 
 def _check_local(config: AgentConfig) -> Iterator[Problem]:
-    local = config.local
-    others = bool(local.allow_uids or local.allow_gids)
-    inside = local.path is None or config.state.folder in local.path.parents
-    if others and local.socket is None and inside:
-        yield Problem(
-            "local.path",
-            "is where nobody else may enter",
-            "a path outside the state folder, where other users are allowed",
-        )
+    for name, door, listens in (
+        ("local", config.local, True),
+        ("serving_link", config.serving_link, config.serving_link.path is not None),
+    ):
+        others = bool(door.allow_uids or door.allow_gids)
+        inside = door.path is None or config.state.folder in door.path.parents
+        if others and listens and door.socket is None and inside:
+            yield Problem(
+                f"{name}.path",
+                "is where nobody else may enter",
+                "a path outside the state folder, where other users are allowed",
+            )
 
 
 def _check_tpm(config: AgentConfig) -> Iterator[Problem]:

@@ -127,6 +127,8 @@ class ProxySection:
     max_inband: int = key(integer(0, 16 * _MIB, "bytes"), 256 * 1024)
     fetch_seconds: float = key(seconds(0, 3600), 30.0)
     connect_timeout: float = key(seconds(0.1, 600), 10.0)
+    workers: int = key(integer(0, 64, "processes"), 0)
+    """How many processes relay; 0: the agent's own does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +140,18 @@ class LocalSection:
     socket: str | None = key(LABEL, None)
     """Name of a socket that systemd passes on, in place of `path`."""
     allow_uids: tuple[int, ...] = key(list_of(ID), ())
+    allow_gids: tuple[int, ...] = key(list_of(ID), ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingLinkSection:
+    """`[serving_link]`: the socket for middleware inside engines; none by default."""
+
+    path: Path | None = key(PATH, None)
+    socket: str | None = key(LABEL, None)
+    """Name of a socket that systemd passes on, in place of `path`."""
+    allow_uids: tuple[int, ...] = key(list_of(ID), ())
+    """Users whose engines may report outputs, besides the agent's own and root."""
     allow_gids: tuple[int, ...] = key(list_of(ID), ())
 
 
@@ -195,6 +209,7 @@ class AgentConfig:
     engine: EngineSection = table(EngineSection)
     proxy: tuple[ProxySection, ...] = tables(ProxySection)
     local: LocalSection = table(LocalSection)
+    serving_link: ServingLinkSection = table(ServingLinkSection)
     metrics: MetricsSection = table(MetricsSection)
     retention: RetentionSection = table(RetentionSection)
     stop: StopSection = table(StopSection)

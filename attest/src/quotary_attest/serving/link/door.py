@@ -48,6 +48,8 @@ class LinkConfig:
     """The gid that shall own the socket; None leaves the agent's own."""
     mode: int = 0o660
     """Who gets as far as being asked who they are: 0666 where allowed users share no group with the agent."""
+    listener: socket.socket | None = None
+    """A socket that listens at `path` already, and that somebody else removes; group and mode are not ours then."""
 
 
 class LinkDoor:
@@ -70,7 +72,7 @@ class LinkDoor:
         """Listen. Raises SocketInUse or OSError."""
         if self._config is not None:
             config = self._config
-            listener = listen_on(config.path, mode=config.mode, group=config.group)
+            listener = config.listener or listen_on(config.path, mode=config.mode, group=config.group)
             loop = asyncio.get_running_loop()
             self._server = await loop.create_unix_server(self._visitor, sock=listener)
         self._watching = asyncio.create_task(self._watch())
@@ -83,7 +85,8 @@ class LinkDoor:
         self._closing = True
         if self._server is not None and self._config is not None:
             self._server.close()
-            self._config.path.unlink(missing_ok=True)
+            if self._config.listener is None:
+                self._config.path.unlink(missing_ok=True)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
