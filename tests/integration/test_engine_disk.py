@@ -7,29 +7,16 @@ Fullness is the kernel's own: a limit on how long this process may make a file (
 from __future__ import annotations
 
 import asyncio
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from agents import Naps, audit, judge, make_state, running, settled, start
+from full_disk import full
 from tpms import Tpm
 
 from quotary_attest.agent import Agent, Unavailable, World
 from quotary_attest.log.durable import replace_file
 from quotary_attest.log.errors import StorageFailed, StorageFull, StoreError
-
-
-@contextmanager
-def full(size: int = 0) -> Iterator[None]:
-    """No file may grow beyond `size` bytes inside the block."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Filling:
@@ -63,6 +50,7 @@ async def test_a_full_disk_is_said_before_anything_reaches_the_tpm(tpm: Tpm, tmp
     naps = Naps()
     async with running(tpm, folder, world=World(sleep=naps)) as agent:
         kept = await agent.attest(b"kept")
+        await settled(agent.store)  # what an idle agent writes later is another matter
         before = agent.status()["chain"]
         with full():
             with pytest.raises(Unavailable, match="cannot write") as caught:

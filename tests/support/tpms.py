@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,9 @@ class Tpm:
         self.board.start()
         self._injected: list[tuple[int, int]] = []
         self._before: dict[int, list[bytes | None]] = {}
+        self._flow: dict[int, threading.Event] = {}
+        self.stalled = threading.Event()
+        """Set once a command that is held back was sent."""
 
     @property
     def tcti(self) -> str:
@@ -130,11 +134,24 @@ class Tpm:
         """Let the next `times` commands of a code fail with `rc`; they do not reach the TPM."""
         self._injected += [(code, rc)] * times
 
+    @contextmanager
+    def stall(self, code: int) -> Iterator[None]:
+        """Hold back commands of a code inside the block, as a TPM that is busy with itself does."""
+        self._flow[code] = threading.Event()
+        self.stalled.clear()
+        try:
+            yield
+        finally:
+            self._flow.pop(code).set()
+
     def before(self, code: int, *commands: bytes | None) -> None:
         """Send `commands` ahead of the next ones of a code, one ahead of each (None: nothing)."""
         self._before.setdefault(code, []).extend(commands)
 
     def _answer(self, code: int, _command: bytes) -> bytes | None:
+        if (flow := self._flow.get(code)) is not None:
+            self.stalled.set()
+            flow.wait()
         if (waiting := self._before.get(code)) and (other := waiting.pop(0)) is not None:
             _succeed(self.board.exchange(other))
         for entry in self._injected:
