@@ -248,3 +248,13 @@ async def test_logs_are_one_object_a_line_where_asked_for(tpm: Tpm, state: Path,
     lines = [json.loads(line) for line in agent.log.splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
     assert any(line["message"].startswith("output out_") for line in lines)
+
+
+async def test_a_start_that_fails_is_an_object_of_the_log_too(tpm: Tpm, state: Path, tmp_path: Path) -> None:
+    tpm.gone()
+    file = config_file(tmp_path, tpm, state, '[log]\nformat = "json"\n')
+    async with service(tmp_path, "--config", file, wait=False) as agent:
+        assert await agent.ended() == 4
+    last = json.loads(agent.log.splitlines()[-1])
+    assert last["level"] == "error"
+    assert last["hint"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from quotary_cli.output import ExitCode, Failure, note, print_json
 if TYPE_CHECKING:
     from quotary_attest.config import AgentConfig, Problem
 
+_LOG = logging.getLogger("quotary.agent")
 CHECK_SCHEMA = "quotary-config-check/v1"
 _OPTIONS = {
     "state.folder": "--state",
@@ -103,19 +105,38 @@ def run(file: Path | None, *, resume: bool, **options: Any) -> None:
         overrides = _overrides(**options)
         config = read_config(file, overrides)
         _check_files(config, overrides)
-        _run(config, resume=resume)
+        from quotary_attest.logs import set_up
+
+        set_up(config.log.format, config.log.level)
+        if config.log.format == "text":
+            _run(config, resume=resume)
+            return
+        with _failures_logged():
+            _run(config, resume=resume)
+
+
+@contextmanager
+def _failures_logged() -> Iterator[None]:
+    """Let what ends the command stand in its log as an object, too."""
+    try:
+        with host_failures():
+            yield
+    except Failure as failure:
+        _LOG.error("%s", failure, extra={"hint": failure.hint})
+        raise SystemExit(int(failure.code)) from None
+    except KeyboardInterrupt:
+        _LOG.error("interrupted")
+        raise SystemExit(int(ExitCode.FAILURE)) from None
 
 
 def _run(config: AgentConfig, *, resume: bool) -> None:
-    from quotary_attest.logs import set_up
     from quotary_cli.agent_serve import Service, serve
     from quotary_cli.agent_workload import measure
 
-    set_up(config.log.format, config.log.level)
     service = Service.of_environment()
     with _terminable(), tpm_of(config) as tcti:
         service.notifier.status("measuring the model and its engine")
-        inventory = measure(config)
+        inventory = measure(config, _LOG.info)
         service.notifier.status("starting")
         asyncio.run(serve(config, tcti, inventory, service, resume=resume))
 
@@ -258,7 +279,8 @@ def _absolute(path: Path | None) -> str | None:
 @contextmanager
 def tpm_of(config: AgentConfig) -> Iterator[str]:
     """Yield the TSS string of the TPM that a configuration names, or else `attest agent init` was told."""
-    with reach_tpm(config.state.folder, config.tpm.tcti, emulator=config.tpm.emulator) as tcti:
+    folder, tpm = config.state.folder, config.tpm
+    with reach_tpm(folder, tpm.tcti, emulator=tpm.emulator, tell=_LOG.warning) as tcti:
         yield tcti
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,8 +40,13 @@ state_option = click.option(
 
 
 @contextmanager
-def reach_tpm(state: Path, tpm: str | None, *, emulator: bool = False) -> Iterator[str]:
-    """Yield the TSS string of the TPM to use, with the emulator running for as long as it is the choice."""
+def reach_tpm(
+    state: Path, tpm: str | None, *, emulator: bool = False, tell: Callable[[str], object] = note
+) -> Iterator[str]:
+    """Yield the TSS string of the TPM to use, with the emulator running for as long as it is the choice.
+
+    `tell` says to people that a software TPM is none.
+    """
     if tpm and emulator:
         raise Failure("--tpm and --emulator exclude each other", code=ExitCode.USAGE)
     choice = EMULATOR if emulator else tpm or read_choice(state)
@@ -50,7 +55,7 @@ def reach_tpm(state: Path, tpm: str | None, *, emulator: bool = False) -> Iterat
         return
     from quotary_attest.tpm.emulator import Emulator
 
-    note(SOFTWARE_WARNING)
+    tell(SOFTWARE_WARNING)
     with Emulator(emulator_folder(state)) as running:
         yield running.tcti
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _KNOWN = "verity-digests"
 
 
-def measure(config: AgentConfig) -> Inventory:
+def measure(config: AgentConfig, tell: Callable[[str], object] = note) -> Inventory:
     """Hash the files that the configuration names; minutes for large weights. Raises MeasureError."""
     from quotary_attest.inventory import PartFile, measure_inventory
     from quotary_attest.measure import ModelFile, model_size
@@ -39,7 +39,7 @@ def measure(config: AgentConfig) -> Inventory:
     paths += [(folder,) for folder in config.engine.code]
     total = sum(model_size(each) for each in paths) + (0 if engine is None else model_size((engine.binary,)))
     if models:
-        note(f"measuring {total / 1e6:.0f} MB of weights")
+        tell(f"measuring {total / 1e6:.0f} MB of weights")
     with progress_of(total) as progress:
         found = measure_inventory(models, engine, parts, signers=signers, known=known, progress=progress)
     known.save()
