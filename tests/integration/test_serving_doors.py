@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from agents import AT, judge, policy_of, running
+from agents import AT, LLAMA, judge, policy_of, running
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from memory_attester import MemoryAttester
@@ -187,11 +187,11 @@ async def test_what_a_tpm_host_does_not_have_is_null_and_the_list_of_all_holds_o
 
 
 async def test_the_report_shows_what_was_measured_of_the_model_behind_this_proxy(agent: Agent) -> None:
-    async with proxied(engine, agent, model="llama") as setup:  # type: ignore[arg-type]
+    async with proxied(engine, agent, model=LLAMA.key) as setup:  # type: ignore[arg-type]
         status, report = await ask(
             setup, "/v1/attestation/report", nonce=NONCE, model="whatever-it-is-called"
         )
-    assert (status, report["model"]) == (200, "llama")
+    assert (status, report["model"], report["model_weights"]) == (200, "llama", LLAMA.weights.hex())
     fresh = FreshQuote.decode(base64.b64decode(report["fresh_quote"]))
     shown = [event.event for event in read_log(fresh.support.workload_log).current if event.event is not None]
     assert {"llama", "vllm"} <= {event.name for event in shown}

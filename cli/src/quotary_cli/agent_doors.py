@@ -182,4 +182,5 @@ def proxy_config(config: AgentConfig, section: ProxySection) -> ProxyConfig:
         max_inband=section.max_inband,
         fetch_seconds=section.fetch_seconds,
         connect_timeout=section.connect_timeout,
+        doors=section.doors,
     )

@@ -127,6 +127,8 @@ class ProxySection:
     max_inband: int = key(integer(0, 16 * _MIB, "bytes"), 256 * 1024)
     fetch_seconds: float = key(seconds(0, 3600), 30.0)
     connect_timeout: float = key(seconds(0.1, 600), 10.0)
+    doors: bool = key(SWITCH, True)
+    """Whether the proxy answers the routes that clients of TEE proxies know; else they pass to the engine."""
     workers: int = key(integer(0, 64, "processes"), 0)
     """How many processes relay; 0: the agent's own does."""
 

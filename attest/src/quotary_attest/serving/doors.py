@@ -22,7 +22,7 @@ from quotary_attest.engine.errors import Busy, UnknownOutput
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.errors import Handler, Refusal, logger
 from quotary_attest.serving.reading import FETCH_SECONDS, fetch_waiting, find_output
-from quotary_verifier.logs.workload import read_log
+from quotary_verifier.logs.workload import TYPE_MODEL, WorkloadLog, read_log
 from quotary_verifier.tlog.note import TYPE_ED25519, key_id, parse_note
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.bindings import ZERO
@@ -97,7 +97,7 @@ class _Reports:
         elif len(nonce) != 2 * _NONCE_BYTES:
             return _refused(400, "invalid_request_error", "Nonce must be 32 bytes")
         model = self._model()
-        report = {"model": model} | _report(nonce, await self._quote(bytes.fromhex(nonce), model))
+        report = _report(nonce, await self._quote(bytes.fromhex(nonce), model))
         wanted = request.query.get("signing_address")
         if wanted is not None and wanted.lower().removeprefix("0x") != report["signing_address"]:
             return _not_found("Signing address not found on this server")
@@ -137,7 +137,12 @@ def _report(nonce: str, encoded: bytes) -> dict[str, Any]:
     fresh = FreshQuote.decode(encoded)
     genesis = Genesis.decode(fresh.genesis)
     attest, signature = unpack_evidence(fresh.evidence)
+    log = read_log(fresh.support.workload_log)
+    shown = [logged.event for logged in log.current if logged.event is not None]
+    model = next((event for event in shown if event.type == TYPE_MODEL), None)  # one at most is in full
     return dict.fromkeys(_ABSENT) | {
+        "model": None if model is None else model.name,
+        "model_weights": None if model is None else model.digest.hex(),
         "signing_address": genesis.note_key.hex(),
         "signing_public_key": genesis.note_key.hex(),
         "signing_algo": _ALGORITHM,
@@ -147,19 +152,19 @@ def _report(nonce: str, encoded: bytes) -> dict[str, Any]:
         "genesis": fresh.genesis.hex(),
         "tpm_quote": attest.hex(),
         "tpm_signature": signature.hex(),
-        "tpm_pcrs": {str(pcr): value.hex() for pcr, value in _pcrs(genesis, fresh).items()},
+        "tpm_pcrs": {str(pcr): value.hex() for pcr, value in _pcrs(genesis, fresh, log).items()},
         "ak_public": None if genesis.tpm is None else genesis.tpm.ak.hex(),
         "ak_certificates": [base64.b64encode(item).decode() for item in fresh.support.certificates],
         "fresh_quote": base64.b64encode(encoded).decode(),
     }
 
 
-def _pcrs(genesis: Genesis, fresh: FreshQuote) -> dict[int, bytes]:
+def _pcrs(genesis: Genesis, fresh: FreshQuote, log: WorkloadLog) -> dict[int, bytes]:
     """Return the sixteen values that the quote covers."""
     values = dict.fromkeys(range(_PCRS), ZERO) | dict(fresh.support.pcrs)
     if genesis.tpm is not None:
         values[genesis.tpm.chain_pcr] = fresh.support.chain_before
-        values[genesis.tpm.workload_pcr] = read_log(fresh.support.workload_log).value
+        values[genesis.tpm.workload_pcr] = log.value
     return values
 
 
