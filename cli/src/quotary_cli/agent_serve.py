@@ -68,6 +68,7 @@ class Signals:
 
     def _told(self) -> None:
         if self.stop.is_set():
+            _LOG.info("stopping at once: running answers are broken off")
             self.hurry.set()
         self.stop.set()
 
