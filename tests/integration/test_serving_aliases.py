@@ -104,6 +104,7 @@ async def test_asking_by_the_engines_id_waits_for_an_output_that_is_on_its_way(
         assert (found.status, await found.read()) == (200, made.encoded)
         await settled(agent.store)
         assert await agent.resolve(alias(agent)) == new.output_id
+        assert not agent._engine.waiting._aliases  # what the log can tell is not kept in memory
 
 
 async def test_an_output_that_does_not_come_is_not_found_by_its_alias(agent: Agent) -> None:

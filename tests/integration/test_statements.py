@@ -19,6 +19,8 @@ from tpms import Tpm
 import dtpm
 from quotary_attest.agent import Agent, UnknownOutput
 from quotary_attest.serving.attester import STATEMENT_ID
+from quotary_attest.serving.link.client import RemoteAttester
+from quotary_attest.serving.link.door import LinkConfig, LinkDoor
 from quotary_verifier import VerifiedStatement, verify_statement
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.declaration import Declaration, Service
@@ -93,6 +95,16 @@ async def test_clients_find_the_statement_and_are_told_when_there_is_none(agent:
         assert found.declaration == TOLD
         async with setup.client.get(url, headers={"If-None-Match": tag}) as answer:
             assert answer.status == 304
+
+
+async def test_another_process_of_the_host_finds_the_statement_over_the_link(
+    agent: Agent, tmp_path: Path
+) -> None:
+    await agent.declare(TOLD)
+    path = tmp_path / "link.sock"
+    async with LinkDoor(agent, LinkConfig(path)), RemoteAttester(path) as remote:
+        assert await remote.ready(10)
+        assert await remote.fetch(STATEMENT_ID, 10) == await agent.fetch(STATEMENT_ID)
 
 
 async def test_statements_and_outputs_that_come_together_are_all_found(agent: Agent) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from quotary_attest.engine.errors import NotServed
@@ -23,7 +23,7 @@ from quotary_verifier.wire.limits import (
     MIN_NONCE,
 )
 from quotary_verifier.wire.names import OUTPUT_ID_BYTES
-from quotary_verifier.wire.records import ContextValue, Link, Output, Source, State, entry_of
+from quotary_verifier.wire.records import ContextValue, Link, ModelClaim, Output, Source, State, entry_of
 
 if TYPE_CHECKING:
     from quotary_attest.engine.assemble import Sealed
@@ -143,8 +143,9 @@ class Pending:
             if claim is None:
                 raise NotServed(f"no model {output.model!r} is measured in the epoch in force")
             self.event = claim.event
-            if output.link is not None and output.link is not claim.link:
-                claim = replace(claim, link=output.link)
+            link = output.link
+            if link is not None and link is not claim.link:  # for most outputs, so without `replace`
+                claim = ModelClaim(claim.name, claim.weights, claim.event, claim.event_digest, link)
         self.record = record = Output(
             salt,
             self.time,
