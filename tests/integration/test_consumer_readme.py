@@ -95,6 +95,7 @@ async def real_host(tpm: Tpm, folder: Path) -> AsyncIterator[Host]:
             yield Host(agent, url, between, None)
 
 
+@pytest.mark.slow
 async def test_the_five_lines_run_against_a_real_model_server(
     tpm: Tpm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
