@@ -20,6 +20,7 @@ REQUIRED: Final[Any] = dataclasses.MISSING
 """The default of a key that must be given."""
 
 _RULE: Final = "rule"
+_WRONG: Final[Any] = object()
 _KINDS: Final[tuple[tuple[type, str], ...]] = (
     (bool, "a boolean"),
     (str, "a text"),
@@ -115,17 +116,21 @@ class Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.incomplete = False
+        """Whether an array of tables was left out, so that what others say of it cannot be checked."""
 
     def wrong(self, path: str, what: str, allowed: str = "") -> None:
         """Note a problem."""
         self.problems.append(Problem(path, what, allowed))
 
     def section(self, section: type[S], found: object, path: str) -> S | None:
-        """Read a table into a section; None if anything in it is wrong."""
+        """Read a table into a section; None if it lacks what has no default.
+
+        What is wrong is noted, and left out of the section, so that the rest of the file can be checked, too.
+        """
         if not isinstance(found, Mapping):
             self.wrong(path, str(unfit(found, "a table")))
             return None
-        before = len(self.problems)
         values: dict[str, Any] = {}
         fields = {each.name: each for each in dataclasses.fields(section)}  # type: ignore[arg-type]
         for name in found:
@@ -133,10 +138,15 @@ class Reader:
                 self._unknown(_join(path, name), name, fields)
         for name, each in fields.items():
             if name in found:
-                values[name] = self._value(each.metadata[_RULE], found[name], _join(path, name))
+                value = self._value(each.metadata[_RULE], found[name], _join(path, name))
+                if value is not _WRONG:
+                    values[name] = value
             elif each.default is REQUIRED and each.default_factory is REQUIRED:
                 self.wrong(_join(path, name), "is missing", each.metadata[_RULE].rule.allowed)
-        return None if len(self.problems) > before else section(**values)
+        try:
+            return section(**values)
+        except TypeError:  # of a key without a default nothing is left
+            return None
 
     def _unknown(self, path: str, name: str, fields: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(name, fields, 1)
@@ -149,28 +159,34 @@ class Reader:
 
     def _value(self, rule: Any, found: object, path: str) -> Any:
         if isinstance(rule, _Table):
-            return self.section(rule.section, found, path)
+            inner: Any = self.section(rule.section, found, path)
+            return _WRONG if inner is None else inner
         if isinstance(rule, _Tables):
-            if not isinstance(found, list | tuple):
-                self.wrong(path, str(unfit(found, "an array of tables")), f"[[{path}]]")
-                return ()
-            return tuple(self.section(rule.section, item, f"{path}[{at}]") for at, item in enumerate(found))
+            return self._array(rule.section, found, path)
         if isinstance(rule, _Mapping):
             if not isinstance(found, Mapping):
                 self.wrong(path, str(unfit(found, "a table")))
                 return {}
             return {
-                self._key(rule.name, name, path): self._key(rule.value, item, _join(path, name))
+                self._key(rule.name, name, _join(path, name)): self._key(rule.value, item, _join(path, name))
                 for name, item in found.items()
             }
         return self._key(rule.rule, found, path)
+
+    def _array(self, section: type, found: object, path: str) -> Any:
+        if not isinstance(found, list | tuple):
+            self.wrong(path, str(unfit(found, "an array of tables")), f"[[{path}]]")
+            return _WRONG
+        read = [self.section(section, item, f"{path}[{at}]") for at, item in enumerate(found)]
+        self.incomplete = self.incomplete or None in read
+        return _WRONG if None in read else tuple(read)
 
     def _key(self, rule: Rule, found: object, path: str) -> Any:
         try:
             return rule.read(found)
         except Unfit as error:
             self.wrong(path, str(error), rule.allowed)
-            return None
+            return _WRONG
 
 
 def _join(path: str, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,12 +32,18 @@ def load_config(text: str, overrides: Mapping[str, Any] | None = None) -> AgentC
     reader = Reader()
     # a section that has a required key cannot be left out as a whole
     config = reader.section(AgentConfig, _merged({"state": {}, **found}, overrides or {}), "")
-    if config is None:
-        raise ConfigError(tuple(reader.problems))
-    problems = tuple(problem for check in _CHECKS for problem in check(config))
-    if problems:
-        raise ConfigError(problems)
+    problems = list(reader.problems)
+    if config is not None and not reader.incomplete:
+        found_later = [problem for check in _CHECKS for problem in check(config)]
+        problems += [each for each in found_later if not _follows(each, reader.problems)]
+    if config is None or problems:
+        raise ConfigError(tuple(problems))
     return config
+
+
+def _follows(problem: Problem, earlier: Sequence[Problem]) -> bool:
+    """Tell whether a problem may be there only because of an earlier one at the same place."""
+    return any(each.path.startswith(problem.path) or problem.path.startswith(each.path) for each in earlier)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
