@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from go_toolchain import go_program
-from load_watch import children
 
 import attesting
+from load_watch import children
 
 TRAFFIC = Path(__file__).with_name("traffic")
 ATTEST = [sys.executable, "-m", "quotary_cli"]
@@ -28,6 +28,18 @@ software = true
 origin = "{origin}"
 [[model]]
 name = "load"
+"""
+CONFIG = """[state]
+folder = "{state}"
+[tpm]
+tcti = "{tcti}"
+[[model]]
+name = "load"
+files = ["{weights}"]
+[[proxy]]
+upstream = "{upstream}"
+listen = "127.0.0.1:0"
+workers = {workers}
 """
 _STOP_SECONDS = 120.0
 
@@ -101,16 +113,21 @@ def host(folder: Path, *, workers: int = 0, tcti: str | None = None) -> Iterator
         url = _first_line(upstream)["url"]
         agent = stack.enter_context(start_agent(folder, tcti, url, workers=workers))
         stack.callback(agent.kill)
-        yield Host(folder, tcti, traffic, upstream, url, agent, _first_line(agent))
+        try:
+            ready = _first_line(agent)
+        except RuntimeError as error:
+            raise RuntimeError((folder / "agent.log").read_text()[-2000:]) from error
+        yield Host(folder, tcti, traffic, upstream, url, agent, ready)
 
 
 def start_agent(folder: Path, tcti: str, upstream: str, *, workers: int = 0) -> subprocess.Popen[str]:
     """Start `attest agent run`; its log goes to a file of the folder."""
-    weights = folder / "weights.gguf"
+    weights, config = folder / "weights.gguf", folder / "agent.toml"
     weights.write_bytes(b"weights of the load test")
-    command = [*ATTEST, "agent", "run", "--state", str(folder / "state"), "--tpm", tcti]
-    command += ["--model", f"load={weights}", "--upstream", upstream, "--listen", "127.0.0.1:0"]
-    command += ["--workers", str(workers)] if workers else []
+    config.write_text(
+        CONFIG.format(state=folder / "state", tcti=tcti, weights=weights, upstream=upstream, workers=workers)
+    )
+    command = [*ATTEST, "agent", "run", "--config", str(config)]
     with (folder / "agent.log").open("a") as log:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
 

@@ -22,11 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "scripts" / "benchmarks")]
 
+from figures import progress  # noqa: E402
 from load_check import Checked, check  # noqa: E402 - the path comes first
 from load_host import Host, host  # noqa: E402
 from load_watch import Watch  # noqa: E402
-
-from figures import progress  # noqa: E402
 from main import machine  # noqa: E402
 
 STREAMS, CHUNKS, PACE_MS = 200, 50, 200

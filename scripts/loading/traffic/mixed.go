@@ -207,6 +207,11 @@ func keep(file *os.File, answers <-chan kept) error {
 				failed = err
 			}
 		}
+		if len(answers) == 0 { // nobody waits, so whoever watches the file may see it grow
+			if err := out.Flush(); err != nil && failed == nil {
+				failed = err
+			}
+		}
 	}
 	if err := out.Flush(); failed == nil {
 		failed = err
