@@ -27,6 +27,7 @@ from quotary_verifier.wire.records import Link
 RECHECK_SECONDS: Final = 1.0
 _MOST_EXECUTABLE: Final = 1 << 30
 _MOST_KNOWN: Final = 64
+_ATTEMPTS: Final = 3
 
 _LOG = logging.getLogger("quotary.link")
 
@@ -137,20 +138,32 @@ class CheckedLink:
         return (told.text or "") if told is not None else ""
 
     def _at(self, peer: Peer) -> Process | None:
+        """Return the process at the other end of a connection."""
         if isinstance(peer, ProcessPeer):
             return Process.of(peer.pid)
-        inodes = peer_inodes(peer)
-        if not inodes:
-            return None
-        for process in self._known:
-            if process.has_socket(inodes) and process.alive:
-                return process
         now = self._clock()
-        if now - self._searched < self._recheck:
-            return None  # looking at every process is for when an engine was exchanged, not for every request
-        self._searched = now
-        self._known = {known: found for known, found in self._known.items() if known.alive}
-        return holder_of(inodes)
+        searching = now - self._searched >= self._recheck
+        inodes = peer_inodes(peer)
+        for _ in range(_ATTEMPTS):
+            process = self._known_with(inodes)
+            if process is None and searching and inodes:
+                # looking at every process is for when an engine was exchanged, not for every request
+                self._searched = now
+                self._known = {known: found for known, found in self._known.items() if known.alive}
+                process = holder_of(inodes)
+            if process is not None:
+                return process
+            before, inodes = inodes, peer_inodes(peer)
+            if inodes == before:  # else the engine has closed the connection while it was looked for
+                break
+        return None
+
+    def _known_with(self, inodes: frozenset[int]) -> Process | None:
+        if inodes:
+            for process in self._known:
+                if process.has_sockets(inodes) and process.alive:
+                    return process
+        return None
 
     def _examined(self, process: Process, model: str, ours: bool) -> str:
         """Return what is wrong with a process, from the last examination or a new one; empty where nothing is."""

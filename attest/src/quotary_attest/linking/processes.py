@@ -54,15 +54,17 @@ class Process:
         """Where the file that it runs can be opened."""
         return _PROC / str(self.pid) / "exe"
 
-    def has_socket(self, inodes: frozenset[int]) -> bool:
-        """Tell whether one of its descriptors is one of these sockets."""
-        names = {f"socket:[{inode}]" for inode in inodes}
+    def has_sockets(self, inodes: frozenset[int]) -> bool:
+        """Tell whether its descriptors include all of these sockets: of those that listen at one address, any may
+        have taken a connection up."""
+        missing = {f"socket:[{inode}]" for inode in inodes}
         folder = f"{_PROC}/{self.pid}/fd"
         try:
             for descriptor in reversed(os.listdir(folder)):  # noqa: PTH208 - the newest connections come last
                 with suppress(OSError):
-                    if os.readlink(f"{folder}/{descriptor}") in names:  # noqa: PTH115 - as above
-                        return True
+                    missing.discard(os.readlink(f"{folder}/{descriptor}"))  # noqa: PTH115 - as above
+                if not missing:
+                    return True
         except OSError:
             pass
         return False
@@ -96,14 +98,14 @@ class Process:
 
 
 def holder_of(inodes: frozenset[int]) -> Process | None:
-    """Return a process of this host that has one of these sockets open; None where none is seen. Looks at all."""
+    """Return a process of this host that has all of these sockets open; None where none is seen. Looks at all."""
     try:
         pids = [int(name) for name in os.listdir(_PROC) if name.isdecimal()]  # noqa: PTH208 - as above
     except OSError:
         return None
     for pid in pids:
         process = Process.of(pid)
-        if process is not None and process.has_socket(inodes):
+        if process is not None and process.has_sockets(inodes):
             return process
     return None
 

@@ -36,7 +36,7 @@ _TIMEOUT: Final = 1.0
 
 def peer_inodes(peer: TcpPeer) -> frozenset[int]:
     """Return the inodes of the sockets that can be at the other end of a connection: that of the connection, or,
-    where its process has not taken it up yet or has closed it already, those that listen at its address. Empty where
+    where its process has not taken it up yet or has closed it already, all that listen at its address. Empty where
     the other end is not in this network namespace, or the kernel does not say."""
     try:
         inode = _connection(peer)
@@ -57,7 +57,7 @@ def _connection(peer: TcpPeer) -> int:
     if family != other_family:
         raise ValueError("the two ends have addresses of two kinds")
     identity = _PORTS.pack(peer.theirs[1], peer.ours[1]) + address + other + _ANY
-    for found, ports, inode in _ask(family, identity, _ALL_STATES, 0):
+    for found, ports, _, inode in _ask(family, identity, _ALL_STATES, 0):
         if found != _LISTENS and ports == (peer.theirs[1], peer.ours[1]):
             return inode
     return 0
@@ -65,12 +65,14 @@ def _connection(peer: TcpPeer) -> int:
 
 def _listeners(address: Address) -> Iterator[int]:
     """Yield the inodes of the sockets that listen at an address, those for any address included."""
-    wanted = ip_address(address[0])
-    families = (socket.AF_INET, socket.AF_INET6) if wanted.version == 4 else (socket.AF_INET6,)
+    wanted, packed = _packed(address[0])
+    # for any address, for this one, for this one as an IPv6 address
+    reached = {bytes(16), packed, bytes(10) + b"\xff\xff" + packed[:4]}
+    families = (socket.AF_INET, socket.AF_INET6) if wanted == socket.AF_INET else (socket.AF_INET6,)
     for family in families:
         identity = _PORTS.pack(address[1], 0) + bytes(32) + _ANY
-        for _, ports, inode in _ask(family, identity, 1 << _LISTENS, _DUMP):
-            if ports[0] == address[1] and inode:
+        for _, ports, local, inode in _ask(family, identity, 1 << _LISTENS, _DUMP):
+            if ports[0] == address[1] and inode and local in reached:
                 yield inode
 
 
@@ -85,8 +87,8 @@ def _packed(address: str) -> tuple[socket.AddressFamily, bytes]:
 
 def _ask(
     family: socket.AddressFamily, identity: bytes, states: int, flags: int
-) -> Iterator[tuple[int, tuple[int, int], int]]:
-    """Yield state, ports and inode of each socket that the kernel finds. Raises OSError."""
+) -> Iterator[tuple[int, tuple[int, int], bytes, int]]:
+    """Yield state, ports, own address and inode of each socket that the kernel finds. Raises OSError."""
     body = _QUERY.pack(family, socket.IPPROTO_TCP, 0, states) + identity
     message = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _REQUEST | flags, 1, 0) + body
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as link:
@@ -107,7 +109,7 @@ def _ask(
                 start = at + _HEADER.size
                 ports = _PORTS.unpack_from(data, start + 4)
                 (inode,) = struct.unpack_from("=I", data, start + _INODE)
-                yield data[start + 1], ports, inode
+                yield data[start + 1], ports, data[start + 8 : start + 24], inode
                 at += (length + 3) & ~3
             if not flags & _DUMP:
                 return
@@ -125,7 +127,8 @@ def _from_procfs(peer: TcpPeer) -> frozenset[int]:
             if not inode or local[1] != theirs[1]:
                 continue
             if int(fields[3], 16) == _LISTENS:
-                listening.add(inode)
+                if local[0] in (theirs[0], "0.0.0.0", "::"):  # noqa: S104 - what others listen at
+                    listening.add(inode)
             elif local == theirs and _decoded(fields[2]) == ours:
                 connected.add(inode)
     return frozenset(connected or listening)
