@@ -23,6 +23,7 @@ from quotary_attest.agent import Agent
 from quotary_attest.engine.errors import Busy, NotServed, Unavailable, UnknownOutput
 from quotary_attest.engine.outputs import NewOutput
 from quotary_attest.log.errors import NotFound
+from quotary_attest.metrics import Tally
 from quotary_attest.serving.link.client import RemoteAttester
 from quotary_attest.serving.link.door import LinkConfig, LinkDoor
 from quotary_attest.serving.link.frames import frame
@@ -83,6 +84,41 @@ async def test_an_output_over_the_link_verifies_and_says_that_middleware_reporte
         assert record.context == {"a": b"b", "status": 200, "endpoint": "/v1/chat/completions"}
         assert await remote.fetch(output.output_id, 5) == delivered.encoded
         assert len(await remote.fresh_quote(b"q" * 8)) > 100
+
+
+async def test_what_a_worker_counts_is_counted_and_what_another_peer_counts_ends_its_connection(
+    tmp_path: Path,
+) -> None:
+    sums = [("delivered", "inband", 3), ("refused", "overloaded", 2), ("unattested", "path", 1)]
+    metrics, (ours, theirs) = Tally(), socket.socketpair()
+    async with LinkDoor(MemoryAttester(), metrics=metrics) as door, RemoteAttester(theirs) as worker:
+        await door.adopt(ours)
+        assert await worker.ready(10)
+        worker.count(sums)
+        await worker.submit(an_output(worker))
+        assert metrics.take() == sums
+        worker.count([("unheard of", "", 1)])
+        async with asyncio.timeout(10):
+            await worker.gone.wait()
+    async with linked(MemoryAttester(), tmp_path / "link.sock", metrics=metrics) as (_, remote):
+        remote.count(sums)
+        with pytest.raises(Unavailable):
+            await remote.fetch(bytes(24), 10)
+    assert metrics.take() == []
+
+
+async def test_only_a_worker_says_itself_what_ties_its_outputs_to_an_engine(
+    agent: Agent, tmp_path: Path
+) -> None:
+    ours, theirs = socket.socketpair()
+    async with LinkDoor(agent) as door, RemoteAttester(theirs) as worker:
+        await door.adopt(ours)
+        assert await worker.ready(10)
+        for said in (Link.CONFIGURED, Link.CHECKED):
+            delivered = await worker.submit(an_output(worker, model="llama", link=said))
+            model = record_of(delivered.encoded).model
+            assert model is not None
+            assert model.link is said
 
 
 async def test_what_a_check_says_of_the_peer_stands_in_the_record(agent: Agent, tmp_path: Path) -> None:
@@ -323,7 +359,7 @@ async def test_a_peer_that_breaks_the_protocol_is_cut_off_and_others_go_on(
         {6: 5},
         {7: {"a": [1]}},
         {7: {1: "a"}},
-        {9: 0},
+        {9: 3},
         {10: 2},
     ],
 )

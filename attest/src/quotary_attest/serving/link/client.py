@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -184,6 +185,11 @@ class RemoteAttester:
         """Return what is published at a path. Raises NotFound, StoreError, Unavailable."""
         async with asyncio.timeout(_SERVE_SECONDS):
             return _octets(await self._ask(Ask.SERVE, path))
+
+    def count(self, sums: Sequence[tuple[str, str, int]]) -> None:
+        """Hand over what this process counted (`quotary_attest.metrics.Tally.take`); for workers only."""
+        if self._link is not None:
+            self._link.tell(Ask.COUNT, [list(each) for each in sums])
 
     def status(self) -> dict[str, Any]:
         """Return what this process knows of the agent: whether it can attest, and why not."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from quotary_attest.engine.errors import Busy, Unavailable
 from quotary_attest.engine.outputs import Delivered
+from quotary_attest.metrics import ServingMetrics, count_sums
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.link.frames import MAX_REQUEST, FrameReader, FrameWriter, frame
 from quotary_attest.serving.link.messages import (
@@ -33,11 +35,25 @@ from quotary_verifier.wire.limits import MAX_NONCE, MAX_TEXT, MIN_NONCE
 from quotary_verifier.wire.names import OUTPUT_ID_BYTES
 from quotary_verifier.wire.records import Link, Source
 
-LinkOf = Callable[[str], Link | None]
-Admit = Callable[["Connection", asyncio.Transport], LinkOf | None]
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a connection is: where its outputs come from, and who says what ties them to an engine.
+
+    Without `link_of` the peer does: it is a worker of the agent's own, which looks at the engine itself. Only with
+    `metrics` may the peer count.
+    """
+
+    source: Source
+    link_of: Callable[[str], Link] | None
+    metrics: ServingMetrics | None = None
+
+
+Admit = Callable[["Connection", asyncio.Transport], Role | None]
 
 _MAX_WAIT: Final = 600_000
 _MAX_PATH: Final = 512
+_MAX_SUMS: Final = 256
 _ALIAS: Final = 32
 
 
@@ -52,18 +68,16 @@ class Connection(asyncio.Protocol):
     def __init__(
         self,
         attester: Attester,
-        source: Source,
         *,
         admit: Admit,
         gone: Callable[[Connection], None],
         tasks: set[asyncio.Task[Delivered]],
     ) -> None:
-        """`admit` says whether a peer may use the agent; `tasks` keeps what outlives the connection."""
-        self.source = source
+        """`admit` says whether a peer may use the agent, and as what; `tasks` keeps what outlives the connection."""
         self._tasks = tasks
         self._attester = attester
         self._admit, self._gone = admit, gone
-        self._link_of: LinkOf | None = None
+        self._role: Role | None = None
         self._transport: asyncio.Transport | None = None
         self._writer: FrameWriter | None = None
         self._reader = FrameReader(MAX_REQUEST)
@@ -81,8 +95,8 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._writer = FrameWriter(transport, _made)
-        self._link_of = self._admit(self, transport)
-        if self._link_of is None:
+        self._role = self._admit(self, transport)
+        if self._role is None:
             self._writer.put([0, Tell.REFUSED])
             self._writer.flush()
             transport.close()
@@ -93,7 +107,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in what the peer sent."""
-        if self._link_of is None:
+        if self._role is None:
             return
         try:
             for message in self._reader.feed(data):
@@ -118,7 +132,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         """Forget what the peer waits for; what it handed in goes its way into the log."""
-        self._link_of = None
+        self._role = None
         for task in self._running.values():
             task.cancel()
         for output_id in self._reserved:
@@ -158,7 +172,8 @@ class Connection(asyncio.Protocol):
         handler(self, number, *values)
 
     def _submit(self, number: int, value: Any) -> None:
-        output = read_output(value, source=self.source)
+        assert self._role is not None
+        output = read_output(value, source=self._role.source)
         output_id = output.output_id
         if output_id in self._reserved:
             self._reserved.discard(output_id)
@@ -166,9 +181,8 @@ class Connection(asyncio.Protocol):
             self._issued.discard(output_id)
         else:
             raise MalformedError("an output has an id that was not issued for it")
-        assert self._link_of is not None
-        if output.model is not None:
-            output.link = self._link_of(output.model)
+        if self._role.link_of is not None:
+            output.link = None if output.model is None else self._role.link_of(output.model)
         if self._submitted >= MAX_PENDING:
             self._attester.abandon(output_id)
             self._fail(number, Busy(f"{MAX_PENDING} outputs of one process wait already"))
@@ -245,6 +259,15 @@ class Connection(asyncio.Protocol):
     def _ping(self, number: int) -> None:
         self._put([number, OK, None])
 
+    def _count(self, _: int, sums: Any) -> None:
+        metrics = None if self._role is None else self._role.metrics
+        if metrics is None or type(sums) is not list or len(sums) > _MAX_SUMS:
+            raise MalformedError("this peer has nothing to count")
+        try:
+            count_sums(metrics, [(str(event), str(label), int(count)) for event, label, count in sums])
+        except (TypeError, ValueError):
+            raise MalformedError("there is no such thing to count") from None
+
     # -- answers
 
     def _start(self, number: int, work: Coroutine[Any, Any, Any]) -> None:
@@ -271,7 +294,7 @@ class Connection(asyncio.Protocol):
         self._put([number, *error_parts(error)])
 
     def _put(self, item: Any) -> None:
-        if self._link_of is not None and self._writer is not None:
+        if self._role is not None and self._writer is not None:
             self._writer.put(item)
 
     def _issue(self) -> None:
@@ -311,5 +334,6 @@ _HANDLERS: Final[dict[tuple[int, int], Callable[..., None]]] = {
     (Ask.QUOTE, 2): Connection._quote,
     (Ask.SERVE, 1): Connection._serve,
     (Ask.PING, 0): Connection._ping,
+    (Ask.COUNT, 1): Connection._count,
 }
-_NOTICES: Final = frozenset((Ask.RESERVE, Ask.ABANDON, Ask.ALIAS, Ask.CANCEL))
+_NOTICES: Final = frozenset((Ask.RESERVE, Ask.ABANDON, Ask.ALIAS, Ask.CANCEL, Ask.COUNT))

@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from quotary_attest.engine.errors import Unavailable
 from quotary_attest.engine.outputs import Delivered
+from quotary_attest.metrics import NO_METRICS, ServingMetrics
 from quotary_attest.serving.attester import Attester
-from quotary_attest.serving.link.connection import Connection, LinkOf, outage_parts
+from quotary_attest.serving.link.connection import Admit, Connection, Role, outage_parts
 from quotary_attest.serving.link.messages import Tell
 from quotary_attest.serving.peers import Allowed, Peer, listen_on, peer_of
 from quotary_attest.serving.refusals import logger
@@ -56,12 +57,19 @@ class LinkDoor:
     """Lets other processes of this host use the agent. Open it as an async context manager."""
 
     def __init__(
-        self, attester: Attester, config: LinkConfig | None = None, *, check: EngineCheck = unchecked
+        self,
+        attester: Attester,
+        config: LinkConfig | None = None,
+        *,
+        check: EngineCheck = unchecked,
+        metrics: ServingMetrics = NO_METRICS,
     ) -> None:
-        """Without `config` there is no socket in the file system, and only `adopt` makes connections."""
+        """Without `config` there is no socket in the file system, and only `adopt` makes connections. `metrics` gets
+        what workers count."""
         self._attester = attester
         self._config = config
         self._check = check
+        self._metrics = metrics
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[Delivered]] = set()
         self._server: asyncio.Server | None = None
@@ -97,30 +105,31 @@ class LinkDoor:
     async def adopt(self, connection: socket.socket) -> None:
         """Serve a worker of the agent's own at the other end of a socket: what it hands in was relayed."""
         loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(lambda: self._connection(Source.RELAYED), connection)
+        await loop.connect_accepted_socket(lambda: self._connection(self._admit_worker), connection)
 
     def _visitor(self) -> asyncio.Protocol:
-        return self._connection(Source.MIDDLEWARE)
+        return self._connection(self._admit_visitor)
 
-    def _connection(self, source: Source) -> Connection:
-        return Connection(
-            self._attester, source, admit=self._admit, gone=self._connections.discard, tasks=self._tasks
-        )
+    def _connection(self, admit: Admit) -> Connection:
+        return Connection(self._attester, admit=admit, gone=self._connections.discard, tasks=self._tasks)
 
-    def _admit(self, connection: Connection, transport: asyncio.Transport) -> LinkOf | None:
-        """Take a connection in; None where its peer may not use the agent."""
+    def _admit_worker(self, connection: Connection, _: asyncio.Transport) -> Role | None:
         if self._closing:
             return None
-        if connection.source is Source.RELAYED:
-            self._connections.add(connection)
-            return _as_measured
+        self._connections.add(connection)
+        return Role(Source.RELAYED, None, self._metrics)
+
+    def _admit_visitor(self, connection: Connection, transport: asyncio.Transport) -> Role | None:
+        """Take a connection in; None where its peer may not use the agent."""
         peer = peer_of(transport)
-        if peer is None or self._config is None or not self._config.allowed.admits(peer):
+        if self._closing or self._config is None:
+            return None
+        if peer is None or not self._config.allowed.admits(peer):
             logger.warning("a process of uid %s was refused", "unknown" if peer is None else peer.uid)
             return None
         self._connections.add(connection)
         logger.info("a process of uid %d uses the serving link", peer.uid)
-        return lambda model: self._check(peer, model)
+        return Role(Source.MIDDLEWARE, lambda model: self._check(peer, model))
 
     async def _watch(self) -> None:
         """Tell every connection when the agent can attest no more, and when it can again."""
@@ -136,7 +145,3 @@ class LinkDoor:
     def _tell_outage(self, outage: Exception | None) -> None:
         for connection in self._connections:
             connection.tell(Tell.OUTAGE, outage_parts(outage))
-
-
-def _as_measured(_model: str) -> Link | None:
-    return None

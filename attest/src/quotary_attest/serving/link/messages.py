@@ -21,7 +21,7 @@ from quotary_verifier.wire.limits import (
     MIN_NONCE,
 )
 from quotary_verifier.wire.names import OUTPUT_ID_BYTES
-from quotary_verifier.wire.records import Source, State
+from quotary_verifier.wire.records import Link, Source, State
 
 VERSION: Final = 1
 
@@ -48,6 +48,7 @@ class Ask(IntEnum):
     QUOTE = 8
     SERVE = 9
     PING = 10
+    COUNT = 11
 
 
 class Tell(IntEnum):
@@ -101,7 +102,8 @@ def error_of(status: int, parts: list[Any]) -> Exception:
 
 
 def output_map(output: NewOutput) -> dict[int, Any]:
-    """Return an output as a client hands it in. Where it came from is not in it: that is the door's to say."""
+    """Return an output as a client hands it in. Where it came from is not in it: that is the door's to say, and what
+    ties it to its engine (`link`) counts only where a worker of the agent's own says it."""
     digests = output.digests
     message: dict[int, Any] = {
         0: output.output_id,
@@ -115,6 +117,7 @@ def output_map(output: NewOutput) -> dict[int, Any]:
         (6, output.model),
         (7, _in_order(output.context) if output.context else None),
         (8, output.alias),
+        (9, None if output.link is None else int(output.link)),
     ):
         if value is not None:
             message[key] = value
@@ -139,6 +142,7 @@ def read_output(value: Any, *, source: Source) -> NewOutput:
         fields.mapping(7, MAX_CONTEXT_ENTRIES) if fields.has(7) else {},
         source,
         fields.maybe_octets(8, _DIGEST),
+        Link(fields.uint(9, max(Link))) if fields.has(9) else None,
     )
     fields.finish()
     cbor.texts(output.digests, "output digests")
