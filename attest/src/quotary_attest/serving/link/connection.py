@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from quotary_attest.engine.errors import Busy, Unavailable
 from quotary_attest.engine.outputs import Delivered
@@ -92,14 +92,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet the peer, or refuse it."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._writer = FrameWriter(transport, _made)
-        self._role = self._admit(self, transport)
+        # uvloop's are none of asyncio's classes
+        self._transport = cast(asyncio.Transport, transport)
+        self._writer = FrameWriter(self._transport, _made)
+        self._role = self._admit(self, self._transport)
         if self._role is None:
             self._writer.put([0, Tell.REFUSED])
             self._writer.flush()
-            transport.close()
+            self._transport.close()
             return
         attester = self._attester
         self._writer.put([0, Tell.HELLO, VERSION, attester.alias_secret, outage_parts(attester.outage)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from quotary_attest.engine.errors import Busy, Unavailable
 from quotary_attest.serving.link.frames import MAX_REPLY, FrameReader, FrameWriter, frame
@@ -59,9 +59,9 @@ class Session(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the greeting."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._writer = FrameWriter(transport, frame)
+        # uvloop's are none of asyncio's classes
+        self._transport = cast(asyncio.Transport, transport)
+        self._writer = FrameWriter(self._transport, frame)
 
     def data_received(self, data: bytes) -> None:
         """Take in answers and news."""
