@@ -16,6 +16,7 @@ from quotary_attest.enginelink import ProcessPeer
 from quotary_attest.measuring.openssf import load_signers
 from quotary_attest.serving.link.door import LinkConfig, LinkDoor
 from quotary_attest.serving.local import LocalConfig, LocalInterface
+from quotary_attest.serving.paths import PathTable
 from quotary_attest.serving.peers import Allowed
 from quotary_attest.serving.promise import declaration_of
 from quotary_attest.serving.proxy import Proxy, ProxyConfig
@@ -183,4 +184,8 @@ def proxy_config(config: AgentConfig, section: ProxySection) -> ProxyConfig:
         fetch_seconds=section.fetch_seconds,
         connect_timeout=section.connect_timeout,
         doors=section.doors,
+        paths=PathTable(section.paths),
+        when_unavailable=section.when_unavailable,
+        max_held_total=section.max_held_total,
+        idle_seconds=section.idle_seconds or None,
     )

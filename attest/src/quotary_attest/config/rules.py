@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from quotary_attest.config.keys import Rule, Unfit, unfit
+from quotary_attest.serving.paths import Api, PathTable
 from quotary_attest.workload import check_name
 
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
@@ -160,6 +161,15 @@ def _request_path(value: Any) -> str:
     return text
 
 
+def _mapped_path(value: Any) -> str:
+    text = _text(value, "a path")
+    try:
+        PathTable({text: Api.NONE})
+    except ValueError:
+        raise Unfit("is not a path that can be mapped") from None
+    return text
+
+
 TEXT: Final = Rule("a text", _text)
 SWITCH: Final = Rule("true, false", _switch)
 PATH: Final = Rule("an absolute path", _path)
@@ -169,4 +179,5 @@ NAME: Final = Rule("a name of 1 to 500 bytes", _model_name)
 CLAIMED: Final = Rule('the name of a [[model]], or "" to claim none', _claimed)
 LABEL: Final = Rule("letters, digits and . _ -, at most 64", _label)
 REQUEST_PATH: Final = Rule('a path such as "/v1/chat/completions"', _request_path)
+MAPPED_PATH: Final = Rule('a path such as "/v1/rerank", where "*" is any one segment', _mapped_path)
 ID: Final = integer(0, (1 << 32) - 2)

@@ -18,6 +18,7 @@ from quotary_attest.config.rules import (
     CLAIMED,
     ID,
     LABEL,
+    MAPPED_PATH,
     NAME,
     PATH,
     REQUEST_PATH,
@@ -30,6 +31,7 @@ from quotary_attest.config.rules import (
     list_of,
     seconds,
 )
+from quotary_attest.serving.paths import Api
 from quotary_attest.workload import PART_TYPES
 
 _MIB = 1024 * 1024
@@ -124,9 +126,16 @@ class ProxySection:
     """The model that its answers claim; left out: the only one there is."""
     max_request: int = key(integer(1, 1024 * _MIB, "bytes"), 64 * _MIB)
     max_held: int = key(integer(0, 1024 * _MIB, "bytes"), 16 * _MIB)
+    max_held_total: int = key(integer(0, 1 << 40, "bytes"), 512 * _MIB)
     max_inband: int = key(integer(0, 16 * _MIB, "bytes"), 256 * 1024)
     fetch_seconds: float = key(seconds(0, 3600), 30.0)
     connect_timeout: float = key(seconds(0.1, 600), 10.0)
+    idle_seconds: float = key(seconds(0, 86400), 600.0)
+    """How long an engine may be silent within an answer; 0: for ever."""
+    when_unavailable: Literal["refuse", "pass"] = key(choice({"refuse": "refuse", "pass": "pass"}), "refuse")
+    """What becomes of answers while nothing can be attested: refused, or passed on and marked unattested."""
+    paths: Mapping[str, Api] = mapping(MAPPED_PATH, choice(Api))
+    """Which API a path speaks, beside the defaults of `quotary_attest.serving.paths`."""
     doors: bool = key(SWITCH, True)
     """Whether the proxy answers the routes that clients of TEE proxies know; else they pass to the engine."""
     workers: int = key(integer(0, 64, "processes"), 0)
