@@ -17,7 +17,7 @@ from consumers import MESSAGES, TOOLS, Host, attesting_host
 from tpms import Tpm
 
 import quotary
-from quotary import AttestationMissing, AttestationNotChecked, verdict
+from quotary import AttestationMissing, AttestationNotChecked, AttestationRejected, verdict
 from quotary.openai import AsyncOpenAI, OpenAI
 
 
@@ -105,7 +105,7 @@ async def test_errors_are_the_clients_typed_errors_and_carry_what_was_found(host
     async with client(host) as api:
         with pytest.raises(openai.NotFoundError, match="no such model") as caught:
             await api.chat.completions.create(model="refused", messages=MESSAGES)
-        with pytest.raises(quotary.AttestationRejected, match="engine-error"):
+        with pytest.raises(AttestationRejected, match="engine-error"):
             verdict(caught.value)
         stream = await api.chat.completions.create(model="fails", messages=MESSAGES, stream=True)
         with pytest.raises(openai.APIError, match="broke"):
@@ -148,6 +148,21 @@ async def test_every_attempt_has_a_nonce_of_its_own(host: Host, monkeypatch: pyt
         answer = await api.chat.completions.create(model="m", messages=MESSAGES)
         assert quotary.exchange(answer).nonce.hex() == host.middle.nonces[-1]
     assert len(set(host.middle.nonces)) == 3
+
+
+async def test_what_was_rejected_is_raised_as_it_is_and_not_asked_for_again(host: Host) -> None:
+    host.middle.tamper = lambda answer: replace(answer, body=answer.body.replace(b"Hel", b"Hal"))
+    async with client(host, max_retries=2) as api:
+        with pytest.raises(AttestationRejected, match="output") as caught:
+            await api.chat.completions.create(model="m", messages=MESSAGES)
+        assert caught.value.report is not None
+        assert caught.value.exchange is not None
+        stream = await api.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+        with pytest.raises(AttestationRejected, match="output"):
+            [chunk async for chunk in stream]
+        with pytest.raises(AttestationRejected, match="output"):
+            verdict(stream)
+    assert len(host.middle.nonces) == 2
 
 
 async def no_sleep(*_: object, **__: object) -> None:

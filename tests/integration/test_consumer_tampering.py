@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from consumers import Answer, Host, Tamper, attesting_host, honest, middle
 from proxies import CHAT
-from tampering import GOOD, PLAIN, PLAIN_TAMPERS, STREAM, STREAM_TAMPERS, body, fields, without_span
+from tampering import GOOD, PLAIN, PLAIN_TAMPERS, STREAM, STREAM_TAMPERS, body, both, fields, without_span
 from tpms import Tpm
 
 import quotary.httpx
@@ -110,26 +110,24 @@ async def test_a_nonce_of_the_callers_is_kept(host: Host, library: Any) -> None:
         await ask(host, library, PLAIN, headers={"Quotary-Nonce": "5A" * 16})
 
 
-@pytest.mark.parametrize(
-    ("fetched", "expected"),
-    [
-        (honest, GOOD),
-        (lambda answer: replace(answer, status=404), "AttestationMissing: the host has no attestation of out_"),
-        (lambda answer: replace(answer, status=503), "AttestationNotChecked: the attestation of out_"),
-        (lambda _: None, "AttestationNotChecked: the attestation of out_"),
-        (body(lambda _: b"x" * 1_000_001), "AttestationNotChecked: the attestation of out_"),
-        (body(lambda data: data[:-1]), "AttestationRejected: decode"),
-        (fields(Location="http://other.example/"), GOOD),
-    ],
-)  # fmt: skip
-async def test_what_is_fetched_is_verified_like_the_rest(
-    host: Host, library: Any, fetched: Any, expected: str
-) -> None:
+FETCHED: dict[str, tuple[Tamper, str]] = {
+    "nothing": (honest, GOOD),
+    "not there": (lambda answer: replace(answer, status=404), "AttestationMissing: the host has no"),
+    "not now": (lambda answer: replace(answer, status=503), "AttestationNotChecked: the attestation of out_"),
+    "broken off": (lambda _: None, "AttestationNotChecked: the attestation of out_"),
+    "too long": (body(lambda _: b"x" * 1_000_001), "AttestationNotChecked: the attestation of out_"),
+    "cut": (body(lambda data: data[:-1]), "AttestationRejected: decode"),
+}  # fmt: skip
+
+
+@both_libraries
+async def test_what_is_fetched_is_verified_like_the_rest(host: Host, library: Any) -> None:
     host.middle.tamper = body(without_span)
-    host.middle.fetched = fetched
-    limits = Limits(attestation=1_000_000)
-    for request in (PLAIN, STREAM):
-        assert (await outcome(host, library, request, limits=limits)).startswith(expected)
+    for name, (fetched, expected) in FETCHED.items():
+        host.middle.fetched = fetched
+        for content in (PLAIN, STREAM):
+            end = await outcome(host, library, content, limits=Limits(attestation=1_000_000))
+            assert end.startswith(expected), name
 
 
 async def test_credentials_go_to_the_host_of_the_request_and_nowhere_else(host: Host, library: Any) -> None:
@@ -150,6 +148,20 @@ async def test_a_redirect_to_another_host_is_refused_even_where_failures_are_att
     for how in ({}, {"on_failure": "attach"}, {"unattested": ("*",)}):
         found = await outcome(host, library, PLAIN, **how)
         assert found == "AttestationRejected: the answer is a redirect to another host"
+
+
+async def test_an_attestation_that_a_path_may_lack_is_checked_where_it_is(host: Host, library: Any) -> None:
+    assert await outcome(host, library, PLAIN, unattested=("/v1/*",)) == GOOD
+    host.middle.tamper = PLAIN_TAMPERS["a word"][0]
+    assert (await outcome(host, library, PLAIN, unattested=("/v1/*",))).startswith(
+        "AttestationRejected: output"
+    )
+    host.middle.tamper = both(body(without_span), fields(Quotary_Output=None))
+    answer = await ask(host, library, PLAIN, unattested=("/v1/*",))
+    assert answer.status_code == 200
+    with pytest.raises(AttestationMissing):
+        verdict(answer)
+    assert (await outcome(host, library, PLAIN, unattested=("/v1/",))).startswith("AttestationMissing")
 
 
 async def test_failures_that_are_attached_leave_the_answer_as_it_came(host: Host, library: Any) -> None:
