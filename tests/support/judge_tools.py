@@ -48,3 +48,21 @@ def go_program(sources: Path, vendored: Mapping[str, str]) -> Path:
         return go_toolchain.go_program(sources, vendored)
     except go_toolchain.NotInstalled as error:
         pytest.skip(str(error))
+
+
+def debian_program(package: str, name: str) -> Path:
+    """A program of a Debian package, as installed or unpacked beside the other judges; skips the test if neither."""
+    if (installed := shutil.which(name)) is not None:
+        return Path(installed)
+    folder = go_toolchain.CACHE / f"debian-{package}"
+    program = folder / "usr" / "bin" / name
+    if not program.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            subprocess.run(["apt-get", "download", package], cwd=folder, check=True, capture_output=True)
+            (archive,) = folder.glob(f"{package}_*.deb")
+            subprocess.run(["dpkg-deb", "-x", archive, folder], check=True, capture_output=True)
+            archive.unlink()
+        except (OSError, ValueError, subprocess.CalledProcessError):
+            pytest.skip(f"{name} is not installed, and Debian's package {package} cannot be had")
+    return program

@@ -25,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from quotary_attest.log.errors import StoreError
-from quotary_attest.metrics import Committed, Carried, Unattested
+from quotary_attest.metrics import Carried, Committed, Unattested
 from quotary_attest.roots import ForeignExtend, PlatformReset, RootError, RootGone
 from quotary_verifier.wire.records import Source, State
 
@@ -36,9 +36,11 @@ STATES: Final = ("starting", "running", "unavailable", "stopped", "closed")
 """What the agent's state may be."""
 
 REFUSALS: Final = (
-    "bad_nonce", "bad_output_id", "unknown_output", "not_found", "http_error", "request_too_large",
-    "upstream_unreachable", "upstream_failed", "attestation_unavailable", "overloaded", "model_not_measured",
-    "attestation_failed", "log_unavailable", "not_yet", "internal_error", "malformed_request", "peer_not_allowed",
+    "attestation_failed", "attestation_unavailable", "bad_delivery", "bad_header", "bad_nonce",
+    "bad_output_id", "http_error", "internal_error", "invalid_request_error", "invalid_signing_algo",
+    "log_unavailable", "malformed_request", "model_not_measured", "model_not_served", "no_statement",
+    "no_such_file", "not_found", "not_yet", "overloaded", "peer_not_allowed", "request_too_large",
+    "swap_running", "unknown_output", "upstream_failed", "upstream_unreachable",
 )  # fmt: skip
 """Codes of refusals that have a series of their own; others count as `other`."""
 

@@ -77,7 +77,7 @@ class Doors:
                 for section, listeners in zip(self._config.proxy, self._listeners, strict=True)
             ]
             stack.push_async_callback(swapper.give_up)
-            await stack.enter_async_context(LocalInterface(self._agent, self._local, swapper))
+            await stack.enter_async_context(LocalInterface(self._agent, self._local, swapper, self._metrics))
             self.where["socket"] = str(self._local.path)
             if self._link is not None:
                 await stack.enter_async_context(self._link_door(self._link, standing))

@@ -21,6 +21,7 @@ from aiohttp import web
 from quotary_attest.engine.errors import Busy, UnknownOutput
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.errors import Handler, Refusal, logger
+from quotary_attest.serving.notes import note_refusal
 from quotary_attest.serving.reading import FETCH_SECONDS, fetch_waiting, find_output
 from quotary_verifier.logs.workload import TYPE_MODEL, WorkloadLog, read_log
 from quotary_verifier.tlog.note import TYPE_ED25519, key_id, parse_note
@@ -184,9 +185,11 @@ def _not_found(message: str) -> web.Response:
 def _refused(status: int, kind: str, message: str) -> web.Response:
     """Return an error as those clients know it: its `code` is null."""
     error = {"message": message, "type": kind, "param": None, "code": None}
-    return web.Response(
+    response = web.Response(
         status=status, body=json.dumps({"error": error}).encode(), content_type="application/json"
     )
+    note_refusal(response, kind)
+    return response
 
 
 def _json(value: dict[str, Any]) -> web.Response:

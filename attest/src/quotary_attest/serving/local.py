@@ -30,6 +30,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from quotary_attest.engine.outputs import Delivered, NewOutput
+from quotary_attest.metrics import NO_METRICS, ServingMetrics
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.errors import Handler, Refusal, http_logger, logger, typed_errors
 from quotary_attest.serving.health import live, readiness
@@ -46,6 +47,7 @@ from quotary_attest.serving.peers import Allowed, listen_on, peer_of
 from quotary_attest.serving.reading import FETCH_SECONDS, PUBLISHED, fetching, publishing
 from quotary_attest.serving.swap import Swapper, may_swap, order_of
 from quotary_attest.serving.ticket import Recorder
+from quotary_attest.serving.traffic import Traffic
 from quotary_verifier.wire.fresh import MEDIA_TYPE
 from quotary_verifier.wire.limits import MAX_OUTPUT_DIGESTS
 from quotary_verifier.wire.names import format_output_id
@@ -90,13 +92,20 @@ class LocalConfig:
 class LocalInterface:
     """The interface as an aiohttp application. An async context manager that listens while it is open."""
 
-    def __init__(self, attester: Attester, config: LocalConfig, swapper: Swapper | None = None) -> None:
+    def __init__(
+        self,
+        attester: Attester,
+        config: LocalConfig,
+        swapper: Swapper | None = None,
+        metrics: ServingMetrics = NO_METRICS,
+    ) -> None:
         """Without `swapper` models cannot be exchanged."""
         self._attester = attester
         self._swapper = swapper
         self._config = config
         self._recorder = Recorder(attester)
-        app = web.Application(middlewares=[typed_errors, self._only_allowed_peers])
+        self._traffic = Traffic(metrics)
+        app = web.Application(middlewares=[self._traffic.middleware, typed_errors, self._only_allowed_peers])
         app.router.add_post("/v1/attest", self._attest)
         app.router.add_get("/v1/attestations/{id}", fetching(attester, seconds=config.fetch_seconds))
         app.router.add_post("/v1/quote", self._quote)
