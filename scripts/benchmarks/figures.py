@@ -54,24 +54,28 @@ class NotMeasured(Exception):  # noqa: N818 - an outcome, not a fault
     """What the figure needs is not there; the message says what."""
 
 
-def as_json(bar: Bar, measured: Measured) -> dict[str, Any]:
-    """Return a figure as it stands in the result; `spread` is the lowest and the highest round."""
+def as_json(bar: Bar | None, measured: Measured) -> dict[str, Any]:
+    """Return a figure as it stands in the result; `spread` is the lowest and the highest round.
+
+    A figure without a bar is for information: it neither holds nor fails.
+    """
     value = measured.value
     shown = significant(value)
-    if bar.holds(shown) != bar.holds(value):
+    if bar is not None and bar.holds(shown) != bar.holds(value):
         shown = value  # no rounding may lift a value over its bar
     return {
         "value": shown,
-        "bar": str(bar),
-        "holds": bar.holds(value),
+        "bar": "none" if bar is None else str(bar),
+        "holds": None if bar is None else bar.holds(value),
         "spread": [significant(min(measured.values)), significant(max(measured.values))],
         "how": measured.how,
     }
 
 
-def not_measured(bar: Bar, why: str) -> dict[str, Any]:
+def not_measured(bar: Bar | None, why: str) -> dict[str, Any]:
     """Return a figure that could not be measured."""
-    return {"value": None, "bar": str(bar), "holds": None, "spread": None, "how": f"not measured: {why}"}
+    bar_text = "none" if bar is None else str(bar)
+    return {"value": None, "bar": bar_text, "holds": None, "spread": None, "how": f"not measured: {why}"}
 
 
 def significant(value: float) -> float:
