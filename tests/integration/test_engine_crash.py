@@ -75,6 +75,17 @@ async def test_a_running_agent_killed_at_any_step_loses_nothing_it_acknowledged(
     death = await child(tpm, folder, point, skip=0 if point == "synced" else 1)
     assert death.killed
     await check_restart(tpm, folder, death)
+    if point in RUNNING[:4]:  # what was staged is finished, and found by its alias as by its id
+        await check_found(tpm, folder, len(death.acknowledged))
+
+
+async def check_found(tpm: Tpm, folder: Path, number: int) -> None:
+    """Find by its alias an output that nobody was told of."""
+    body = b"output %d" % number
+    async with running(tpm, folder) as agent:
+        output_id = await agent.resolve(sha256(body).digest())
+        assert output_id is not None
+        judge(await agent.fetch(output_id), body, agent.origin)
 
 
 @pytest.mark.parametrize("point", AT_START)

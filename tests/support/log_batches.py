@@ -22,6 +22,11 @@ def output_id(serial: int) -> bytes:
     return serial.to_bytes(24)
 
 
+def alias(serial: int) -> bytes:
+    """The alias of every other output."""
+    return sha256(b"alias %d" % serial).digest()
+
+
 def batch_for(
     store: Store, leaves: int, *, public: int = 0, time: int = 1000, record_bytes: int = 40
 ) -> StagedBatch:
@@ -40,6 +45,7 @@ def batch_for(
         output_ids=[None] * public + [output_id(serial) for serial in serials[public:]],
         times=[time + place for place in range(leaves)],
         request_keys=[None if serial % 3 else sha256(b"key %d" % serial).digest() for serial in serials],
+        aliases=[None if serial % 2 else alias(serial) for serial in serials],
     )
 
 

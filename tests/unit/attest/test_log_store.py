@@ -55,6 +55,7 @@ def test_a_staged_batch_reads_back_as_it_was(store: Store) -> None:
     assert list(found.output_ids) == batch.output_ids
     assert list(found.times) == batch.times
     assert list(found.request_keys) == batch.request_keys
+    assert list(found.aliases) == batch.aliases
     assert (found.start, found.first, found.note) == (0, 0, batch.note)
     assert (found.before, found.digest) == (batch.before, batch.digest)
 

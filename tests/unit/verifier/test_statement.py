@@ -182,6 +182,11 @@ def test_only_an_exception_that_the_host_made_excuses_an_answer() -> None:
     for excuse in ({}, {"unavailable": True}):
         with pytest.raises(EvidenceError):
             found.judge_unattested(CHAT, **excuse)
+    # of two doors, of which one made the exception, nobody can tell which one answered
+    found = check(Declaration.of([Service((CHAT,), (CODED,)), Service((CHAT,))]).text)
+    found.judge_unattested(CHAT, coded=True)
+    with pytest.raises(EvidenceError):
+        found.judge_unattested(CHAT)
     found = check(Declaration.of([Service((CHAT,), (CODED, UNAVAILABLE))]).text)
     found.judge_unattested(CHAT, unavailable=True)
     with pytest.raises(EvidenceError):

@@ -226,7 +226,7 @@ class Leaves:
         return leaves
 
     def add_batch(self, batch: StagedBatch) -> None:
-        """Append the leaves of a batch that was staged before, with its ids and keys."""
+        """Append the leaves of a batch that was staged before and is history: nobody can ask for them."""
         entries = batch.entries()
         self.records += batch.records
         self.entries += entries
@@ -234,7 +234,7 @@ class Leaves:
         self.output_ids += batch.output_ids
         self.times += batch.times
         self.request_keys += batch.request_keys
-        self.aliases += batch.aliases or [None] * len(batch.records)
+        self.aliases += [None] * len(batch.records)
 
     def add_public(self, record: bytes, moment: int, alias: bytes | None = None) -> None:
         """Append a record that is public: genesis, boot or statement; the newest of an alias can be found by it."""
