@@ -198,6 +198,9 @@ class Agent:
     @property
     def outage(self) -> Unavailable | None:
         """What `submit` would raise now because nothing can be attested; None while something can."""
+        parts = self._parts
+        if parts is not None and parts[1].reason is None:
+            return None  # at once: this is asked for every piece of every stream
         reason = self._engine.reason
         return None if reason is None else Unavailable(reason[0], hint=reason[1])
 

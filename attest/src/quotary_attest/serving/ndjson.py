@@ -44,6 +44,7 @@ class LineReader:
 
     __slots__ = ("_batch", "_given_up", "_size", "meaning")
 
+    begun = True
     head = None
 
     def __init__(self, meaning: Meaning) -> None:

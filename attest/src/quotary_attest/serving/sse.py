@@ -38,30 +38,35 @@ _DECODER = json.JSONDecoder()
 class TailHolder:
     """Splits a stream into what goes out now and the tail before which the span will stand."""
 
-    __slots__ = ("_context", "_held", "_overrun", "done")
+    __slots__ = ("_context", "_held", "_overrun", "_plain", "done")
 
     def __init__(self) -> None:
         self._context = b""
         self._held = b""
+        self._plain = True  # nothing is held, and nothing was that went out since
         self._overrun = False
         self.done = False
         """True once the event `data: [DONE]` has begun: everything from it on is held."""
 
     def feed(self, data: bytes) -> bytes:
         """Take in `data` and return what may go out now, in order, nothing changed."""
+        if self._plain and data.endswith(b"\n\n") and DONE not in data and len(data) >= _CONTEXT:
+            self._context = data  # whole events, as nearly always; only its last bytes matter
+            return data
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> bytes:
         if self._overrun:
             return data
         if self.done:
             return self._lengthen(data)
-        if not self._held and len(data) >= _CONTEXT and data.endswith(b"\n\n") and DONE not in data:
-            self._context = data[-_CONTEXT:]  # whole events, as nearly always
-            return data
         window = self._context + self._held + data
         base = len(self._context)
         cut = self._cut(window, base)
         # no more than the context and the next bytes decide where an event opens
         self._context = window[max(0, cut - _CONTEXT) : cut]
         self._held = window[cut:]
+        self._plain = not self._held
         if self.done and len(self._held) > MAX_TAIL:
             return window[base:cut] + self._lengthen(b"")
         return window[base:cut]
@@ -159,6 +164,11 @@ class StreamReader:
         self._batch.append(tail)
         self._read(last=True)
         self._head = head
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether an event was read: until then every piece is worth a look, after it a batch is."""
+        return self._enough > 1
 
     @property
     def head(self) -> bytes | None:

@@ -17,7 +17,7 @@ from quotary_attest.serving.formats.responses import Response
 from quotary_attest.serving.ndjson import MEDIA_TYPES, LineHolder, LineReader
 from quotary_attest.serving.paths import Api
 from quotary_attest.serving.refusals import error_event, refusal_of_agent, unexpected
-from quotary_attest.serving.sse import StreamReader, TailHolder
+from quotary_attest.serving.sse import BATCH_BYTES, StreamReader, TailHolder
 from quotary_attest.serving.ticket import Account
 from quotary_verifier.wire.inband import stream_span
 from quotary_verifier.wire.records import State
@@ -30,7 +30,7 @@ NOT_ATTESTED_EVENT: Final = b": quotary-attested: no\n\n"
 class StreamTap:
     """One stream on its way: events, lines of JSON, or bytes of any kind."""
 
-    __slots__ = ("_reader", "_sent", "_status", "_terms", "holder", "sized")
+    __slots__ = ("_enough", "_pieces", "_reader", "_sent", "_size", "_status", "_terms", "holder")
 
     def __init__(
         self, terms: Terms, media_type: str, status: int, key: bytes, announce: Announce = nobody
@@ -47,15 +47,26 @@ class StreamTap:
             self.holder, self._reader = TailHolder(), StreamReader(meaning)
         elif meaning is not None and media_type in MEDIA_TYPES:
             self.holder, self._reader = LineHolder(), LineReader(meaning)
-        self.sized = False
-        """True if anything was sent."""
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._enough = 1  # what came first is read at once: the engine's id stands in it
 
     def sent(self, data: bytes) -> None:
-        """Take in what went out."""
+        """Take in what went out. It is hashed and read in batches: piece by piece that costs several times as much."""
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size >= self._enough:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Hash and read what was taken in."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
         self._sent.update(data)
-        self.sized = True
-        if self._reader is not None:
-            self._reader.feed(data)
+        reader = self._reader
+        if reader is not None:
+            reader.feed(data)
+        self._enough = self._size + (BATCH_BYTES if reader is None or reader.begun else 1)
 
     def finish(self) -> tuple[bytes, bytes, bool]:
         """End the stream: return what still goes out before the place of the span, the tail after it, and whether
@@ -64,8 +75,9 @@ class StreamTap:
 
     def close(self, tail: bytes = b"") -> None:
         """Read to the end what went out, and a tail that will."""
+        self._settle()
         self._sent.update(tail)
-        self.sized = self.sized or bool(tail)
+        self._size += len(tail)
         if self._reader is not None:
             self._reader.finish(tail)
 
@@ -93,7 +105,7 @@ class StreamTap:
     @property
     def _has_body(self) -> bool:
         """Tell whether there is what must be there: no API answers with nothing."""
-        return self.sized or self._terms.api is Api.OPAQUE
+        return self._size > 0 or self._terms.api is Api.OPAQUE
 
     def span(self, attestation: bytes) -> bytes:
         """Return the span that carries an attestation at its place; empty where it is fetched by id."""
