@@ -297,6 +297,7 @@ async def test_pages_may_read_what_the_proxy_answers_itself_and_what_the_engine_
         for path in ("/quotary/v1/checkpoint", "/v1/signature/x", "/quotary/v1/attestations/x"):
             async with setup.client.get(setup.url + path) as answer:
                 assert answer.headers["Access-Control-Allow-Origin"] == "*"
+                assert answer.headers["Cache-Control"] == ("no-cache" if "checkpoint" in path else "no-store")
             asking = {"Origin": "https://app.example", "Access-Control-Request-Headers": "authorization"}
             async with setup.client.options(setup.url + path, headers=asking) as answer:
                 assert answer.status == 204

@@ -17,7 +17,7 @@ from scripted_engine import Call
 from tpms import Tpm
 
 import dtpm
-from quotary_attest.agent import Agent, UnknownOutput
+from quotary_attest.agent import Agent, StartRefused, UnknownOutput
 from quotary_attest.serving.attester import STATEMENT_ID
 from quotary_attest.serving.link.client import RemoteAttester
 from quotary_attest.serving.link.door import LinkConfig, LinkDoor
@@ -74,6 +74,13 @@ async def test_a_statement_stays_over_starts_and_beyond_the_life_of_outputs(tpm:
         await again.expire(1 << 45)
         await again.declare(TOLD)
         assert (await stated(again)).index == told.index
+
+
+async def test_a_statement_that_no_record_can_hold_is_refused_with_a_hint(agent: Agent) -> None:
+    many = Declaration.of([Service(tuple(f"/a-path-of-many/{number:03}" for number in range(200)))])
+    with pytest.raises(StartRefused, match="4096 are allowed") as refused:
+        await agent.declare(many)
+    assert refused.value.hint
 
 
 async def test_a_statement_is_published_by_its_entry(agent: Agent) -> None:

@@ -297,7 +297,7 @@ class Agent:
     async def declare(self, declaration: Declaration) -> None:
         """State in the log which answers are attested from now on, unless the newest statement says so already.
 
-        Raises Unavailable, Busy; ValueError where the text is too long.
+        Raises Unavailable, Busy; StartRefused where the text is too long.
         """
         await declare(*self._running, declaration)
 

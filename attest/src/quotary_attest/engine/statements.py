@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 
-from quotary_attest.engine.errors import UnknownOutput
+from quotary_attest.engine.errors import StartRefused, UnknownOutput
 from quotary_attest.engine.host import Host
 from quotary_attest.engine.loop import Engine
 from quotary_attest.engine.outputs import Leaves
@@ -21,11 +21,15 @@ async def declare(host: Host, engine: Engine, stored: Stored, declaration: Decla
     Raises:
         Unavailable: nothing can be attested now.
         Busy: too many wait already.
-        ValueError: the text is too long for a record.
+        StartRefused: the text is too long for a record.
     """
     text = declaration.text
-    if len(text.encode()) > MAX_TEXT:
-        raise ValueError(f"a statement has at most {MAX_TEXT} bytes")
+    size = len(text.encode())
+    if size > MAX_TEXT:
+        raise StartRefused(
+            f"the statement of which paths are attested would have {size} bytes, {MAX_TEXT} are allowed",
+            hint="name fewer paths: a segment * stands for any one segment",
+        )
     try:
         newest, _ = await asyncio.to_thread(stored.statement)
         if newest.text == text:

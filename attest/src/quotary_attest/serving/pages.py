@@ -26,6 +26,7 @@ def open_to_pages(app: web.Application, *prefixes: str) -> None:
     async def mark(request: web.Request, response: web.StreamResponse) -> None:
         if request.path.startswith(prefixes):
             response.headers[_ORIGIN] = "*"
+            response.headers.setdefault("Cache-Control", "no-store")  # a 404 may become an attestation
         if _ORIGIN in response.headers:
             response.headers.add(_EXPOSED, _FIELDS)
 
