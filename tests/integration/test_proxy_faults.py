@@ -22,6 +22,7 @@ from scripted_engine import DONE, Call, completion, delta_event, scripted_engine
 from tpms import CC_QUOTE, Tpm
 
 from quotary_attest.agent import World
+from quotary_attest.tpm.root import TpmOptions
 from quotary_verifier.errors import Rejected
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.inband import strip
@@ -93,7 +94,7 @@ async def test_a_stalled_tpm_holds_ends_back_and_nothing_else(
     tpm: Tpm, tmp_path: Path, seconds: float
 ) -> None:
     async with (
-        running(tpm, tmp_path / "state") as agent,
+        running(tpm, tmp_path / "state", deadline=TpmOptions().deadline) as agent,
         proxied(engine, agent, model="llama", fetch_seconds=0.05) as setup,
     ):
         with tpm.stall(CC_QUOTE):
@@ -114,6 +115,30 @@ async def test_a_stalled_tpm_holds_ends_back_and_nothing_else(
             judge(attestation or b"", body, agent.origin, request=REQUEST)
         judge(await agent.fetch(id_of(deferred)), BODY + DONE, agent.origin, request=REQUEST)
     assert not audit(tmp_path / "state").gaps
+
+
+async def test_a_tpm_that_stays_away_beyond_the_deadline_fails_closed_until_it_is_back(
+    tpm: Tpm, tmp_path: Path
+) -> None:
+    naps = Naps()
+    async with (
+        running(tpm, tmp_path / "state", deadline=0.3, world=World(sleep=naps)) as agent,
+        proxied(engine, agent, model="llama") as setup,
+    ):
+        with tpm.stall(CC_QUOTE):
+            async with setup.post() as stream:
+                assert await stream.content.readexactly(len(BODY)) == BODY
+                rest = await read_cut_off(stream)
+                assert b'"code": "attestation_unavailable"' in rest
+                assert b"[DONE]" not in rest
+            async with setup.post() as refused:
+                assert refused.status == 503
+        async with asyncio.timeout(20):
+            while agent.outage is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        async with setup.post() as answer:
+            body, attestation = strip(await answer.read())
+            judge(attestation or b"", body, agent.origin, request=REQUEST)
 
 
 async def test_a_full_disk_refuses_requests_and_cuts_streams_until_there_is_room(

@@ -89,9 +89,10 @@ async def start(
     resume: bool = False,
     world: World | None = None,
     slept: Callable[[], float] = lambda: 0.0,
+    deadline: float = 20.0,
 ) -> Agent:
     """Start an agent over a state folder."""
-    options = TpmOptions(retry=IMPATIENT, suspended=slept, deadline=20.0)
+    options = TpmOptions(retry=IMPATIENT, suspended=slept, deadline=deadline)
     root = await open_root(read_identity(folder).tpm, tpm.tcti, options)
     return await Agent.start(
         folder, root=root, workload=workload, resume=resume, world=world or World(sleep=Naps())
