@@ -97,6 +97,23 @@ def test_an_event_that_may_be_the_span_goes_out_with_the_next() -> None:
     stripper = Stripper()
     assert stripper.feed(CHUNK + NAMING) == CHUNK
     assert stripper.feed(CHUNK) == NAMING + CHUNK
+    assert stripper.feed(NAMING) == b""
+    assert stripper.feed(b'data: {"x":1}\n') == b""
+    assert stripper.feed(b"\n") == NAMING + b'data: {"x":1}\n\n'
+
+
+def test_empty_lines_after_an_event_that_may_be_the_span_cost_no_second_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stripper = Stripper()
+    stripper.feed(CHUNK + NAMING)
+    monkeypatch.setattr(
+        "quotary_verifier.wire.inband_stream.last_event", lambda *_: pytest.fail("looked again")
+    )
+    for _ in range(10):
+        assert stripper.feed(b"\n") == b""
+    monkeypatch.undo()
+    assert stripper.feed(CHUNK) == NAMING + 10 * b"\n" + CHUNK
 
 
 def test_no_more_is_held_than_the_limit() -> None:

@@ -40,7 +40,17 @@ class Stripper:
     the bytes held.
     """
 
-    __slots__ = ("_base", "_head", "_most", "_place", "_recent", "_stream", "_window", "attestation")
+    __slots__ = (
+        "_base",
+        "_head",
+        "_maybe",
+        "_most",
+        "_place",
+        "_recent",
+        "_stream",
+        "_window",
+        "attestation",
+    )
 
     def __init__(self, most: int = MAX_HELD) -> None:
         self._most = most
@@ -49,6 +59,9 @@ class Stripper:
         self._recent = bytearray()  # what went out and was not yet looked through for a chunk to copy from
         self._head: bytes | None = None
         self._stream: bool | None = None
+        self._maybe = (
+            False  # a whole event that may be the span is held, and nothing but empty lines after it
+        )
         self._place: int | None = None
         self.attestation: bytes | None = None
         """What the span carried; known after `finish`."""
@@ -72,7 +85,7 @@ class Stripper:
         if self._stream is None and data.strip(_JSON_SPACE):
             self._stream = not opens_object(bytes(self._window))
         out = b""
-        if self._stream and self._place is None:
+        if self._stream and self._place is None and not (self._maybe and not data.strip(b"\r\n")):
             out = self._release(self._cut(max(self._base, known - len(DONE) - 2)))
         if self.held > self._most:
             self._window[self._base : self._base] = out
@@ -108,6 +121,7 @@ class Stripper:
 
     def _cut(self, scan: int) -> int:
         """Return where in the window holding begins; nothing before `scan` has to be looked at again for `[DONE]`."""
+        self._maybe = False
         window = self._window
         at = window.find(DONE, scan)
         while at >= 0:
@@ -119,9 +133,9 @@ class Stripper:
         if end <= self._base:
             return self._base
         event = last_event(bytes(window[:end]), end) if may_name(bytes(window[self._base : end])) else b""
-        if event.strip(b"\r\n") and may_name(event):
-            return max(self._base, end - len(event))
-        return end
+        held = may_name(event)
+        self._maybe = held and end == len(window)
+        return max(self._base, end - len(event)) if held else end
 
     def _boundary(self, scan: int) -> int:
         """Return the last position of the window, from `scan` on, where an event may begin; 0 if there is none."""
