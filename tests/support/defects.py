@@ -854,3 +854,6 @@ def no_nonce_under_a_policy_that_demands_one() -> Case:
     forge = Forge()
     policy = forge.policy("[freshness]\nnonce = true\n")
     return _case(forge, forge.attestation(), Step.FRESHNESS, policy=policy, nonce=None)
+
+
+import boot_defects  # noqa: E402, F401 - registers its cases, and needs what stands above

@@ -277,10 +277,7 @@ def parse_ima_ascii(data: bytes) -> ImaLog:
         MalformedError: it is longer than a log can be, or its first template hash is of no known size.
     """
     _check_size(data)
-    size = 20
-    if data:
-        hexadecimal = data[:512].split(b" ", 2)
-        size = len(hexadecimal[1]) // 2 if len(hexadecimal) == 3 else 0
+    size = len(data[3:].partition(b" ")[0]) // 2 if data else 20
     if size not in _SIZES:
         raise MalformedError("the file is no ASCII IMA log")
     return ImaLog(data, text=True, digest_size=size)

@@ -145,7 +145,7 @@ def text_data(template: bytes, text: bytes) -> bytes:
     """
     names = fields_of(template)
     parts = text.split(b" ", len(names) - 1)
-    if len(parts) < len(names) and _BINARY.isdisjoint(names[: len(parts)]):
+    if _BINARY.issuperset(names[len(parts) :]):
         parts += [b""] * (len(names) - len(parts))  # nothing stands where a signature is missing
     if len(parts) != len(names):
         raise MalformedError(f"it has {len(parts)} fields, and its template {len(names)}")

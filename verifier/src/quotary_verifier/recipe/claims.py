@@ -69,6 +69,11 @@ def _commit(commit: CommitFacts) -> Iterator[Claim]:
     yield Claim("commit", commit.digest.hex(), _HARDWARE)
     for name in commit.witnessed.names:
         yield Claim("witness", name, _ENDORSED)
+    if commit.boot is not None:
+        # Digests are the PCRs'; what they are digests of is what firmware and kernel say.
+        source = _MEASURED if commit.platform.pinned else _HOST
+        for name, said in commit.boot.findings:
+            yield Claim(f"boot_log.{name}", said, source)
 
 
 def _model(finding: ModelFinding | None) -> Iterator[Claim]:

@@ -7,6 +7,7 @@ They need nothing of a single output, so their result can serve every output of 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.logs.workload import WorkloadLog
@@ -29,12 +30,15 @@ from quotary_verifier.wire.attestation import Attestation, TpmSupport
 from quotary_verifier.wire.bindings import chain_extend, commit_digest
 from quotary_verifier.wire.frozen import frozen
 
+if TYPE_CHECKING:
+    from quotary_verifier.recipe.boot_logs import BootLogs
+
 
 @frozen
 class CommitFacts:
     """What the commit's steps established; meaningful only together with the checks that led here.
 
-    `first` is the index from which the commit claims, `digest` is D.
+    `first` is the index from which the commit claims, `digest` is D, `boot` the boot logs that replayed, if any came.
     """
 
     host: Host
@@ -43,6 +47,7 @@ class CommitFacts:
     digest: bytes
     platform: PlatformFacts
     witnessed: Witnessed
+    boot: BootLogs | None = None
 
 
 @frozen
@@ -111,10 +116,11 @@ def judge_commit(
     if not policy.witnesses.keys:
         run.skip(Step.WITNESS, "the policy names no witnesses")  # what a later checkpoint says was looked at
     log, platform = judge_platform(run, policy, host, quote, digest, chain_value, at, seen)
-    _unread(run, attestation)
+    boot = _boot_logs(run, attestation, host)
+    run.skip(Step.TEE, "the attestation carries none that this version knows")
     if platform is None or seen is None:
         return JudgedCommit(log, seen, None)
-    return JudgedCommit(log, seen, CommitFacts(host, checkpoint, first, digest, platform, seen))
+    return JudgedCommit(log, seen, CommitFacts(host, checkpoint, first, digest, platform, seen, boot))
 
 
 def _open_note(run: Run, policy: Policy, host: Host, known: Mapping[bytes, str], data: bytes) -> Note:
@@ -149,10 +155,14 @@ def _find_quote(
     return lines[0].first, read_quote(host.public, supports[0], lines[0].evidence)
 
 
-def _unread(run: Run, attestation: Attestation) -> None:
-    """List what this version carries but does not read."""
-    names = ", ".join(sorted(attestation.boot_logs))
-    run.skip(
-        Step.BOOT_LOGS, f"not read by this version: {names}" if names else "the attestation carries none"
-    )
-    run.skip(Step.TEE, "the attestation carries none that this version knows")
+def _boot_logs(run: Run, attestation: Attestation, host: Host) -> BootLogs | None:
+    """Do step `boot-logs`; the code that reads them is loaded only where there are any."""
+    if not attestation.boot_logs:
+        run.skip(Step.BOOT_LOGS, "the attestation carries none")
+        return None
+    if run.quoted is None:
+        run.skip(Step.BOOT_LOGS, "the quoted PCR values could not be established")
+        return None
+    from quotary_verifier.recipe.boot_logs import judge_boot_logs
+
+    return judge_boot_logs(run, attestation.boot_logs, host.identity, run.quoted)

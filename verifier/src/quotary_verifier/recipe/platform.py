@@ -127,7 +127,7 @@ def judge_platform(
     log = run.do(Step.WORKLOAD, _workload, policy, quote.support)
     if pcrs is not None and log is not None:
         pcrs[host.identity.workload_pcr] = log.value
-        run.do(Step.QUOTE_PCRS, _pcrs, quote, pcrs)
+        run.quoted = run.do(Step.QUOTE_PCRS, _pcrs, quote, pcrs)
         if log.unknown:
             run.could_not(Step.WORKLOAD, log.unknown)
     run.do(Step.QUOTE_CLOCK, _clock, policy, quote.attest)
@@ -183,10 +183,11 @@ def _clock(policy: Policy, attest: Attest) -> None:
         )
 
 
-def _pcrs(quote: ReadQuote, pcrs: dict[int, bytes]) -> None:
+def _pcrs(quote: ReadQuote, pcrs: dict[int, bytes]) -> dict[int, bytes]:
     quoted = quote.attest.require_quote()
     check_selection(quoted, OWN_SELECTION)
     check_pcr_digest(quoted, pcrs, quote.signature.hash_alg)
+    return pcrs
 
 
 def _ak(policy: Policy, host: Host) -> AttestationKey:

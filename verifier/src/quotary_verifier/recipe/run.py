@@ -24,7 +24,16 @@ class Run:
     recipe goes on with what it has.
     """
 
-    __slots__ = ("failing", "not_understood", "notices", "outcomes", "reason", "tolerances", "unchecked")
+    __slots__ = (
+        "failing",
+        "not_understood",
+        "notices",
+        "outcomes",
+        "quoted",
+        "reason",
+        "tolerances",
+        "unchecked",
+    )
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[Step, CheckState, str]] = []
@@ -34,6 +43,8 @@ class Run:
         self.notices: list[str] = []
         self.tolerances: list[str] = []
         self.not_understood: list[str] = []
+        self.quoted: dict[int, bytes] | None = None
+        """The sixteen PCR values, once step `quote.pcrs` found that they are the quoted ones."""
 
     @property
     def checks(self) -> list[Check]:
@@ -72,9 +83,9 @@ class Run:
         if self.unchecked is None:
             self.unchecked, self.reason = step, why
 
-    def passed(self, step: Step) -> None:
-        """Note that a step passed."""
-        self.outcomes.append((step, CheckState.PASSED, ""))
+    def passed(self, step: Step, over: str = "") -> None:
+        """Note that a step passed, and in words over what."""
+        self.outcomes.append((step, CheckState.PASSED, over))
 
     def skip(self, step: Step, why: str) -> None:
         """Note that a step was not asked for."""

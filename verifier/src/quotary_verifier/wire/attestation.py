@@ -33,6 +33,12 @@ KIND_ATTESTATION = 16
 MEDIA_TYPE = "application/vnd.quotary.attestation+cbor"
 REQUEST_KEY_BYTES = 32
 DIGEST_BYTES = 32
+
+BOOT_LOG_FIRMWARE = "tcg"
+"""Name of the firmware's event log: the bytes of the kernel's `binary_bios_measurements`."""
+BOOT_LOG_IMA = "ima"
+"""Name of the IMA log: the bytes of the kernel's `binary_runtime_measurements`, or of its file for another hash."""
+
 _PCRS = frozenset(range(16))
 _MAX_INDEX = (1 << 63) - 1
 
