@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,13 +20,16 @@ from scripted_engine import DONE, Call, completion, delta_event, scripted_engine
 from tpms import Tpm
 
 from quotary_attest.agent import Agent
+from quotary_attest.linking.checked import CheckedLink, MeasuredFiles
+from quotary_attest.measuring.files import hash_file
+from quotary_attest.metrics import NO_METRICS, Tally
 from quotary_attest.serving.link.door import LinkDoor
 from quotary_attest.serving.proxy import ProxyConfig
 from quotary_attest.serving.workers import WorkerFailed, Workers, bind_shared
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.inband import strip
 from quotary_verifier.wire.names import format_output_id
-from quotary_verifier.wire.records import Output, Source, State
+from quotary_verifier.wire.records import Link, Output, Source, State
 
 BODY = delta_event("Hel") + delta_event("lo", finish="stop") + DONE
 
@@ -43,6 +47,19 @@ async def agent(tpm: Tpm, tmp_path: Path) -> AsyncIterator[Agent]:
         yield agent
 
 
+def this_process(weights: Path) -> CheckedLink:
+    """A check that finds an engine in this process, where the scripted ones run."""
+    found = weights.stat()
+    files = MeasuredFiles((), frozenset(((found.st_dev, found.st_ino),)))
+    return CheckedLink(hash_file(Path(sys.executable).resolve()), {"qwen": files})
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[None]:
+    with path.open():
+        yield
+
+
 class Setup:
     """Workers in front of a scripted engine, and a client that opens a connection for each request."""
 
@@ -54,8 +71,10 @@ class Setup:
 
 
 @asynccontextmanager
-async def working(agent: Any, script: Any = engine, count: int = 2) -> AsyncIterator[Setup]:
-    async with scripted_engine(script) as upstream, LinkDoor(agent) as door:
+async def working(
+    agent: Any, script: Any = engine, count: int = 2, metrics: Any = NO_METRICS
+) -> AsyncIterator[Setup]:
+    async with scripted_engine(script) as upstream, LinkDoor(agent, metrics=metrics) as door:
         config = ProxyConfig(upstream.url, model="llama")
         listeners = bind_shared("127.0.0.1", 0, count)
         port = listeners[0].getsockname()[1]
@@ -188,9 +207,70 @@ async def test_a_worker_does_not_outlive_its_agent(agent: Agent) -> None:
 
 
 async def test_workers_that_cannot_come_up_are_an_error(agent: Agent) -> None:
+    listeners = bind_shared("127.0.0.1", 0, 2)
     async with LinkDoor(agent) as door:
-        with pytest.raises(WorkerFailed):
-            await Workers(door, ProxyConfig("not a url"), bind_shared("127.0.0.1", 0, 2)).__aenter__()
+        with pytest.raises(ValueError, match="upstream"):
+            Workers(door, ProxyConfig("not a url"), listeners)
+    # a door that is shut takes no worker in
+    with pytest.raises(WorkerFailed):
+        await Workers(door, ProxyConfig("http://127.0.0.1:1"), listeners).__aenter__()
+
+
+async def test_workers_switch_to_another_engine_and_answers_end_where_they_began(
+    agent: Agent, tmp_path: Path
+) -> None:
+    gate, weights = asyncio.Event(), tmp_path / "weights"
+    weights.write_bytes(b"w")
+
+    async def slow(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(delta_event("Hel"))
+        await gate.wait()
+        await call.chunk(delta_event("lo", finish="stop") + DONE)
+        await call.end()
+
+    async def other(call: Call) -> None:
+        await call.answer(completion("Other"))
+
+    async with scripted_engine(other) as elsewhere, working(agent, slow) as setup, opened(weights):
+        begun = await setup.post()
+        assert await begun.content.readany()
+        before = await setup.workers.switch(elsewhere.url, "qwen", this_process(weights))
+        assert setup.workers.route.model == "qwen"
+        leaving = asyncio.create_task(setup.workers.leave(before))
+        for _ in range(8):
+            async with setup.post() as answer:
+                body, attestation = strip(await answer.read())
+            assert body == completion("Other")
+            assert attestation is not None
+            model = Output.decode(Attestation.decode(attestation).record).model
+            assert model is not None
+            assert (model.name, model.link) == ("qwen", Link.CHECKED)
+        assert not leaving.done()
+        gate.set()
+        attestation = strip(delta_event("Hel") + await begun.read())[1]
+        assert attestation is not None
+        model = Output.decode(Attestation.decode(attestation).record).model
+        assert model is not None
+        assert (model.name, model.link) == ("llama", Link.CONFIGURED)
+        await leaving
+        victim = setup.workers.pids[0]
+        os.kill(victim, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while victim in setup.workers.pids or len(setup.workers.pids) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        for _ in range(8):  # its successor goes there, too
+            async with setup.post() as answer:
+                assert strip(await answer.read())[0] == completion("Other")
+
+
+async def test_what_workers_counted_is_handed_over(agent: Agent) -> None:
+    tally = Tally()
+    async with working(agent, metrics=tally) as setup:
+        for _ in range(6):
+            async with setup.post() as answer:
+                await answer.read()
+    assert ("delivered", "inband", 6) in tally.take()
 
 
 async def test_a_client_that_leaves_a_worker_is_recorded_as_gone(agent: Agent) -> None:

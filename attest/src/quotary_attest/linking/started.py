@@ -24,6 +24,7 @@ import aiohttp
 
 from quotary_attest.enginelink import Peer
 from quotary_attest.linking.checked import CheckedLink, MeasuredFiles
+from quotary_attest.linking.process_link import ProcessLink
 from quotary_attest.linking.processes import Process
 from quotary_attest.measuring.files import Identity, MeasuredFile
 from quotary_verifier.wire.records import Link
@@ -254,13 +255,13 @@ class StartedLink:
         """`models` is how the model that the engine was started with may be called: its name and key."""
         self._engine, self._checked, self._models = engine, checked, models
 
+    def now(self) -> ProcessLink:
+        """Return the same of the process that runs now."""
+        return ProcessLink(self._engine.process, self._checked, self._models)
+
     def link(self, model: str, peer: Peer | None = None) -> Link:
         """Return STARTED where the engine at the other end is the agent's own, else as `CheckedLink.link`."""
-        ours = self._engine.process if model in self._models else None
-        process = self._checked.process(model, peer, below=ours)
-        if process is None:
-            return Link.CONFIGURED
-        return Link.STARTED if ours is not None and process.descends_from(ours) else Link.CHECKED
+        return self.now().link(model, peer)
 
     def holds(self, model: str) -> bool:
         """Tell whether the model's files are as they were measured."""

@@ -10,26 +10,28 @@ that wait for it are served by its successor.
 from __future__ import annotations
 
 import asyncio
-import pickle
 import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final
 
+from quotary_attest.enginelink import CONFIGURED_LINK, EngineLink
+from quotary_attest.linking.started import StartedLink
 from quotary_attest.serving.link.door import LinkDoor
+from quotary_attest.serving.orders import READY, Leave, Start, Switch, write_order
 from quotary_attest.serving.proxy import ProxyConfig
 from quotary_attest.serving.refusals import logger
-
-READY: Final = b"ready\n"
-"""What a worker writes to its standard output once it listens."""
+from quotary_attest.serving.route import Route
+from quotary_attest.serving.upstream import Upstream
 
 _START_SECONDS: Final = 30.0
 _KILL_SECONDS: Final = 10.0
+_FOLLOW_SECONDS: Final = 0.5
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _BACKLOG: Final = 1024
@@ -38,17 +40,15 @@ _BACKLOG: Final = 1024
 class WorkerFailed(Exception):  # noqa: N818 - the state reads as itself where it is caught
     """A worker did not come up."""
 
+    hint = "see what it wrote to standard error"
+
 
 @dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What a worker is told as it starts, on its standard input."""
+class WorkerLogs:
+    """How workers log (`quotary_attest.logs.set_up`)."""
 
-    proxy: ProxyConfig
-    link: int
-    """File descriptor of its end of the serving link."""
-    listener: int
-    """File descriptor of its listening socket."""
-    log_level: int
+    form: str = "text"
+    level: str = "info"
 
 
 def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
@@ -76,8 +76,45 @@ def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
     return listeners
 
 
+class _One:
+    """One worker that runs, and what it has said."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.said: set[str] = set()
+        self.news = asyncio.Condition()
+        self.ended = False
+        self._listening = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        """Take in what it says until it ends."""
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            async with self.news:
+                self.said.add(line.decode().rstrip("\n"))
+                self.news.notify_all()
+        async with self.news:
+            self.ended = True
+            self.news.notify_all()
+
+    async def heard(self, word: str) -> bool:
+        """Wait until it says something; false where it ended without."""
+        async with self.news:
+            await self.news.wait_for(lambda: word in self.said or self.ended)
+            return word in self.said
+
+    def tell(self, order: Start | Switch | Leave) -> None:
+        """Give an order; one that has ended takes none."""
+        assert self.process.stdin is not None
+        with suppress(ConnectionError, RuntimeError):
+            self.process.stdin.write(write_order(order))
+
+
 class Workers:
-    """Runs one proxy process for each listening socket. An async context manager; the sockets are closed with it."""
+    """Runs one proxy process for each listening socket; to the rest of the agent it is one proxy.
+
+    An async context manager; the sockets are closed with it.
+    """
 
     def __init__(
         self,
@@ -85,23 +122,29 @@ class Workers:
         config: ProxyConfig,
         listeners: Sequence[socket.socket],
         *,
+        link: EngineLink = CONFIGURED_LINK,
         grace: float = 30.0,
-        log_level: int = 20,
+        logs: WorkerLogs = WorkerLogs(),
     ) -> None:
         """`door` takes the workers' outputs. `grace` is how long, in seconds, running answers may take to end when
-        the workers are stopped; `log_level` is one of `logging`."""
-        self._door = door
-        self._config = config
-        self._listeners = list(listeners)
-        self._grace = grace
-        self._log_level = log_level
-        self._running: dict[int, Process] = {}
-        self._keepers: list[asyncio.Task[None]] = []
+        the workers are stopped.
+
+        Raises ValueError if the upstream is not a usable URL.
+        """
+        self._door, self._config, self._listeners = door, config, list(listeners)
+        self._grace, self._logs = grace, logs
+        self._link = link
+        self._sent = _portable(link)
+        self._route = Route(Upstream(config.upstream), config.model, link)
+        self._switches = 0
+        self._numbers: dict[Route, int] = {}
+        self._running: dict[int, _One] = {}
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def pids(self) -> tuple[int, ...]:
         """The process ids of the workers that run."""
-        return tuple(process.pid for process in self._running.values())
+        return tuple(worker.process.pid for worker in self._running.values())
 
     async def __aenter__(self) -> Workers:
         """Start all workers and wait until each listens.
@@ -109,7 +152,8 @@ class Workers:
         Raises:
             WorkerFailed: one did not come up; all are stopped then.
         """
-        starts = [asyncio.create_task(self._start(place)) for place in range(len(self._listeners))]
+        places = range(len(self._listeners))
+        starts = [asyncio.create_task(self._start(place)) for place in places]
         try:
             await asyncio.wait(starts)
             for start in starts:
@@ -118,45 +162,100 @@ class Workers:
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
-            await self._stop()
+            await self.__aexit__(None, None, None)
             raise
-        self._keepers = [asyncio.create_task(self._keep(place)) for place in range(len(self._listeners))]
+        self._tasks += [asyncio.create_task(self._keep(place)) for place in places]
+        self._tasks.append(asyncio.create_task(self._follow()))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let every worker stop listening and finish what it has begun."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        await self._stop()
+        await self.drain(self._grace)
+        for listener in self._listeners:
+            listener.close()
+
+    async def drain(self, seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Let no request in any more, and running answers end, at most `seconds` or until `hurry` is set."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        workers = list(self._running.values())
+        if not workers:
+            return
+        ended = asyncio.create_task(self._end_all())
+        hurrying = asyncio.create_task((hurry or asyncio.Event()).wait())
+        limit = min(seconds, self._grace)
+        await asyncio.wait((ended, hurrying), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if not ended.done():
+            for worker in workers:
+                _signal(worker.process)
+        await ended
+
+    # -- what a swap asks of a proxy
+
+    @property
+    def route(self) -> Route:
+        """Where requests go that come now."""
+        return self._route
+
+    async def switch(self, upstream: str, model: str | None, link: EngineLink) -> Route:
+        """Send the requests that come from now on elsewhere; return where they went. Raises ValueError."""
+        before, self._route = self._route, Route(Upstream(upstream), model, link)
+        self._switches += 1
+        number = self._numbers[before] = self._switches
+        self._config = replace(self._config, upstream=upstream, model=model)
+        self._link, self._sent = link, _portable(link)
+        workers = list(self._running.values())
+        for worker in workers:
+            worker.tell(Switch(number, upstream, model, self._sent))
+        await asyncio.gather(*[worker.heard(f"switched {number}") for worker in workers])
+        return before
+
+    async def leave(self, before: Route) -> None:
+        """Wait until nothing is on its way on a route that was left."""
+        number = self._numbers.pop(before)
+        workers = [each for each in self._running.values() if f"switched {number}" in each.said]
+        for worker in workers:
+            worker.tell(Leave(number))
+        await asyncio.gather(*[worker.heard(f"left {number}") for worker in workers])
+
+    async def _follow(self) -> None:
+        """Tell the workers which process an engine is that the agent started anew."""
+        while True:
+            await asyncio.sleep(_FOLLOW_SECONDS)
+            if isinstance(self._link, StartedLink) and _portable(self._link) != self._sent:
+                route = self._route
+                await self.leave(await self.switch(route.upstream.base, route.model, self._link))
+
+    # -- processes
 
     async def _start(self, place: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            spec = WorkerSpec(self._config, theirs.fileno(), self._listeners[place].fileno(), self._log_level)
+            listener = self._listeners[place].fileno()
+            order = Start(
+                *(self._config, self._sent, theirs.fileno(), listener, self._grace),
+                *(self._logs.form, self._logs.level),
+            )
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "quotary_attest.serving.worker",
+                *(sys.executable, "-P", "-m", "quotary_attest.serving.worker"),
                 stdin=PIPE,
                 stdout=PIPE,
-                pass_fds=(spec.link, spec.listener),
+                pass_fds=(order.connection, order.listener),
                 start_new_session=True,  # Ctrl-C is for the agent, which stops its workers
             )
-        self._running[place] = process
+        worker = self._running[place] = _One(process)
         await self._door.adopt(ours)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        said = b""
-        with suppress(ConnectionError, TimeoutError):
+        worker.tell(order)
+        ready = False
+        with suppress(TimeoutError):
             async with asyncio.timeout(_START_SECONDS):
-                process.stdin.write(pickle.dumps(spec))
-                process.stdin.close()
-                said = await process.stdout.readline()
-        if said != READY:
+                ready = await worker.heard(READY)
+        if not ready:
             await self._end(place)
             raise WorkerFailed("a proxy worker did not come up")
         logger.info("worker %d serves", process.pid)
@@ -165,11 +264,13 @@ class Workers:
         """Start a worker anew whenever it dies."""
         pause = _FIRST_PAUSE
         while True:
-            process = self._running.get(place)
-            if process is not None:
-                status = await process.wait()
+            worker = self._running.get(place)
+            if worker is not None:
+                status = await worker.process.wait()
                 self._running.pop(place, None)
-                logger.error("worker %d ended with status %d; its streams are lost", process.pid, status)
+                logger.error(
+                    "worker %d ended with status %d; its streams are lost", worker.process.pid, status
+                )
             await asyncio.sleep(pause)
             try:
                 await self._start(place)
@@ -178,17 +279,15 @@ class Workers:
                 logger.error("no worker could be started: %s", error)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _stop(self) -> None:
-        await asyncio.gather(*[self._end(place, self._grace) for place in list(self._running)])
-        for listener in self._listeners:
-            listener.close()
+    async def _end_all(self) -> None:
+        await asyncio.gather(*[self._end(place) for place in list(self._running)])
 
-    async def _end(self, place: int, grace: float = 0.0) -> None:
-        process = self._running.pop(place)
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+    async def _end(self, place: int) -> None:
+        worker = self._running.pop(place)
+        process = worker.process
+        _signal(process)
         try:
-            async with asyncio.timeout(grace + _KILL_SECONDS):
+            async with asyncio.timeout(self._grace + _KILL_SECONDS):
                 await process.wait()
         except TimeoutError:
             logger.error("worker %d does not stop and is killed", process.pid)
@@ -197,4 +296,11 @@ class Workers:
             await process.wait()
 
 
-__all__ = ["READY", "WorkerFailed", "WorkerSpec", "Workers", "bind_shared"]
+def _signal(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+
+
+def _portable(link: EngineLink) -> EngineLink:
+    """Return a link that can be given to another process, and says what `link` says now."""
+    return link.now() if isinstance(link, StartedLink) else link

@@ -93,10 +93,11 @@ class RemoteAttester:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def ready(self, seconds: float) -> bool:
-        """Wait until the agent can be asked; tell whether it can."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ready.wait()
+        """Wait until the agent can be asked, or never can be any more; tell whether it can."""
+        waits = [asyncio.create_task(event.wait()) for event in (self._ready, self.gone)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
         return self._ready.is_set()
 
     async def first(self, seconds: float) -> None:
