@@ -60,6 +60,15 @@ def test_a_folder_is_measured_as_coreutils_can_recompute_without_what_tools_left
     assert model_size([folder]) == measured.size == sum(map(len, MODEL.values()))
 
 
+def test_the_command_of_the_specification_gives_the_digest_of_a_folder(tmp_path: Path) -> None:
+    write_files(tmp_path / "folder", MODEL)
+    (tmp_path / "folder" / "linked.safetensors").symlink_to(tmp_path / "folder" / "config.json")
+    page = Path(__file__).parents[3] / "docs" / "spec" / "workload-log.md"
+    (command,) = (line.strip() for line in page.read_text().splitlines() if "find -L" in line)
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == measure_files([tmp_path / "folder"]).digest.hex()
+
+
 def test_a_folder_of_one_file_is_measured_with_the_files_name(tmp_path: Path) -> None:
     write_files(tmp_path / "a", {"model.gguf": b"weights"})
     write_files(tmp_path / "b", {"other.gguf": b"weights"})
