@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from quotary_attest.engine.assemble import support_of
 from quotary_attest.engine.errors import (
     AgentError,
     Busy,
@@ -31,6 +29,7 @@ from quotary_attest.engine.errors import (
     Unavailable,
     UnknownOutput,
 )
+from quotary_attest.engine.fresh import fresh_quote
 from quotary_attest.engine.host import CRASH_POINTS, Host, World, check_root
 from quotary_attest.engine.loop import MAX_QUEUE, Engine
 from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
@@ -48,10 +47,8 @@ from quotary_attest.state import (
     read_identity,
 )
 from quotary_attest.workload import Workload
-from quotary_verifier.wire.bindings import fresh_digest, request_commitment
+from quotary_verifier.wire.bindings import request_commitment
 from quotary_verifier.wire.declaration import Declaration
-from quotary_verifier.wire.fresh import FreshQuote
-from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
 from quotary_verifier.wire.records import ContextValue, Source, State
 
 
@@ -314,19 +311,7 @@ class Agent:
             NotServed: the model is not measured.
             ValueError: the nonce has another length.
         """
-        if not MIN_NONCE <= len(nonce) <= MAX_NONCE:
-            raise ValueError(f"a nonce has {MIN_NONCE} to {MAX_NONCE} bytes")
-        host = self._host
-        quote, epoch = await self._engine.quote(fresh_digest(host.origin, nonce))
-        claim = None if model is None else epoch.claims.get(model)  # of the epoch that was quoted
-        if model is not None and claim is None:
-            raise NotServed(f"no model {model!r} is measured in the epoch in force")
-        chain = quote.pcrs[host.tpm.chain_pcr]
-        support = support_of(host.root.identifier, quote, chain, host.own_pcrs, host.certificates)
-        shown = epoch.view.reveal(None if claim is None else claim.event)
-        return FreshQuote(
-            nonce, host.genesis_record, quote.evidence, replace(support, workload_log=shown)
-        ).encode()
+        return await fresh_quote(self._host, self._engine, nonce, model)
 
     async def expire(self, before: int) -> int:
         """Delete the records of outputs older than `before` (milliseconds since the epoch) and return how many.

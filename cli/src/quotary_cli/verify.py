@@ -43,7 +43,7 @@ STDIN = "-"
 class Job:
     """One output to verify: its name for people, its bytes, and its attestation's bytes.
 
-    `attestation` is None where the file is not an output but a fresh quote.
+    `attestation` is None where the file is not an output but a fresh quote or a statement's attestation.
     """
 
     name: str
@@ -78,6 +78,11 @@ class Job:
     "--at", metavar="TIME", help="Verify as of this time (RFC 3339 or seconds since 1970; default: now)."
 )
 @click.option("--fresh", is_flag=True, help="Each OUTPUT is a fresh quote over --nonce, and no output.")
+@click.option(
+    "--statement",
+    is_flag=True,
+    help="Each OUTPUT is the attestation of what a host states of its answers, and no output.",
+)
 @click.option("--exact", is_flag=True, help="Allow no tolerance in how the file's bytes are matched.")
 @click.option("--explain", is_flag=True, help="Show every step of the recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -89,6 +94,7 @@ def verify(
     nonce: str | None,
     at: str | None,
     fresh: bool,
+    statement: bool,
     exact: bool,
     explain: bool,
     as_json: bool,
@@ -98,6 +104,7 @@ def verify(
     A file is tried as the response body, with or without its in-band attestation, then as the text of a choice,
     then as that text with one more newline at its end, which counts as a tolerance. With --fresh
     it must be a fresh quote (from `attest agent quote`) over --nonce; without, no fresh quote passes for an output.
+    The same holds for --statement and what a proxy answers at /quotary/v1/statement.
     """
     rules = _load(policy)
     moment = _time(at)
@@ -107,8 +114,13 @@ def verify(
         raise Failure(
             "--fresh goes with --nonce, and with neither --request nor --attestation", code=ExitCode.USAGE
         )
+    if statement and (fresh or nonce is not None or request is not None or attestation is not None):
+        raise Failure(
+            "--statement goes with none of --fresh, --nonce, --request and --attestation",
+            code=ExitCode.USAGE,
+        )
     results = []
-    jobs = _fresh_jobs(outputs) if fresh else _jobs(outputs, attestation)
+    jobs = _whole_jobs(outputs) if fresh or statement else _jobs(outputs, attestation)
     for job in _with_progress(list(jobs), as_json):
         question = Question(job.output, moment, request_body, nonce_bytes, exact)
         results.append((job.name, _verify_one(job, question, rules)))
@@ -123,11 +135,18 @@ def verify(
 def _verify_one(job: Job, question: Question, policy: Policy) -> Report:
     try:
         if job.attestation is None:
-            assert question.nonce is not None
+            if question.nonce is None:
+                return _statement(job.output, question.at, policy)
             return verify_fresh(job.output, question.nonce, question.at, policy).report
         return verify_output(job.attestation, question, policy).report
     except (Rejected, NotChecked) as outcome:
         return outcome.report
+
+
+def _statement(attestation: bytes, at: int, policy: Policy) -> Report:
+    from quotary_verifier import verify_statement  # late: most verifications need none of it
+
+    return verify_statement(attestation, at, policy).verdict.report
 
 
 def _exit_code(reports: list[Report]) -> ExitCode:
@@ -198,7 +217,7 @@ def _rfc3339(text: str) -> datetime:
     return moment
 
 
-def _fresh_jobs(outputs: tuple[Path, ...]) -> Iterator[Job]:
+def _whole_jobs(outputs: tuple[Path, ...]) -> Iterator[Job]:
     for path in outputs:
         for file in _files(path):
             yield Job(str(file), _read(file, MAX_ATTESTATION), None)
