@@ -14,15 +14,18 @@ from typing import Any
 
 import aiohttp
 import pytest
-from agents import judge, running
-from proxies import CHAT, REQUEST, id_of, read_cut_off
+from agents import judge, make_state, running
+from proxies import CHAT, REQUEST, id_of, read_cut_off, sha
 from scripted_engine import DONE, Call, completion, delta_event, scripted_engine
+from services import service
 from tpms import Tpm
 
 from quotary_attest.agent import Agent
+from quotary_attest.engine.outputs import NewOutput
 from quotary_attest.linking.checked import CheckedLink, MeasuredFiles
 from quotary_attest.measuring.files import hash_file
 from quotary_attest.metrics import NO_METRICS, Tally
+from quotary_attest.serving.link.client import RemoteAttester
 from quotary_attest.serving.link.door import LinkDoor
 from quotary_attest.serving.proxy import ProxyConfig
 from quotary_attest.serving.workers import WorkerFailed, Workers, bind_shared
@@ -290,3 +293,37 @@ async def test_a_client_that_leaves_a_worker_is_recorded_as_gone(agent: Agent) -
         await left.wait()
         record = Output.decode(Attestation.decode(await agent.fetch(output_id, 10)).record)
         assert record.state is State.CLIENT_GONE
+
+
+async def test_the_command_runs_workers_and_middlewares_door_from_one_configuration(
+    tpm: Tpm, tmp_path: Path
+) -> None:
+    state, link = tmp_path / "state", tmp_path / "link.sock"
+    make_state(tpm, state)
+    async with scripted_engine(engine) as upstream:
+        file = tmp_path / "agent.toml"
+        file.write_text(
+            f'[state]\nfolder = "{state}"\n[tpm]\ntcti = "{tpm.tcti}"\n[serving_link]\npath = "{link}"\n'
+            f'[metrics]\nlisten = "127.0.0.1:0"\n'
+            f'[[proxy]]\nupstream = "{upstream.url}"\nlisten = "127.0.0.1:0"\nworkers = 2\n'
+        )
+        async with service(tmp_path, "--config", file) as agent, aiohttp.ClientSession() as client:
+            origin = agent.ready["origin"]
+            for _ in range(6):
+                async with client.post(agent.ready["proxy"] + CHAT, data=REQUEST) as answer:
+                    body, attestation = strip(await answer.read())
+                assert attestation is not None
+                judge(attestation, body, origin, request=REQUEST)
+            assert agent.ready["serving_link"] == str(link)
+            async with RemoteAttester(link) as remote:
+                assert await remote.ready(10)
+                delivered = await remote.submit(NewOutput(remote.new_output_id(), {"body": sha(b"x")}))
+                record = Output.decode(Attestation.decode(delivered.encoded).record)
+                assert record.source is Source.MIDDLEWARE
+            async with asyncio.timeout(20):  # the workers' counts arrive now and then
+                while True:
+                    async with client.get(agent.ready["metrics"]) as answer:
+                        text = await answer.text()
+                    if 'delivery="inband"} 6.0' in text or 'how="inband"} 6.0' in text:
+                        break
+                    await asyncio.sleep(0.05)

@@ -21,6 +21,7 @@ from quotary_attest.serving.peers import Allowed
 from quotary_attest.serving.promise import declaration_of
 from quotary_attest.serving.proxy import Proxy, ProxyConfig
 from quotary_attest.serving.swap import Standing, Swapper
+from quotary_attest.serving.workers import WorkerLogs, Workers, bind_shared
 from quotary_cli.agent_workload import known_digests
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Doors:
         self._listeners = [
             [] if section.socket is None else sockets.take(section.socket) for section in config.proxy
         ]
-        self._proxies: list[Proxy] = []
+        self._proxies: list[Proxy | Workers] = []
         self._stack = AsyncExitStack()
         self.where: dict[str, Any] = {}
 
@@ -133,6 +134,8 @@ class Doors:
         ):  # by its key: its name may come to mean another while its answers are on their way
             settings = replace(settings, model=served.key)
         link = self._engines.link if standing is None else standing.link
+        if section.workers:
+            return await self._open_workers(section, settings, listeners, stack, swapper, standing)
         proxy = await stack.enter_async_context(Proxy(self._agent, settings, self._metrics, link=link))
         self._proxies.append(proxy)
         swapper.serve(proxy, claimed_model(self._config, section) or "", standing)
@@ -142,6 +145,34 @@ class Doors:
         for listener in listeners:
             await proxy.listen_on(listener)
         return _address_of(listeners[0])
+
+    async def _open_workers(
+        self,
+        section: ProxySection,
+        settings: ProxyConfig,
+        listeners: list[socket.socket],
+        stack: AsyncExitStack,
+        swapper: Swapper,
+        standing: Standing | None,
+    ) -> str:
+        """Let processes of their own relay: a listening socket for each, or what systemd passed on for all."""
+        door = await stack.enter_async_context(LinkDoor(self._agent, metrics=self._metrics))
+        if section.listen is not None:
+            listeners = bind_shared(section.listen.host, section.listen.port, section.workers)
+        shared = [listeners[place % len(listeners)] for place in range(section.workers)]
+        config = self._config
+        workers = Workers(
+            door,
+            settings,
+            shared,
+            link=self._engines.link if standing is None else standing.link,
+            grace=config.stop.grace_seconds,
+            logs=WorkerLogs(config.log.format, config.log.level),
+        )
+        await stack.enter_async_context(workers)
+        self._proxies.append(workers)
+        swapper.serve(workers, claimed_model(config, section) or "", standing)
+        return _address_of(shared[0])
 
 
 def _address_of(listener: socket.socket) -> str:

@@ -82,6 +82,11 @@ _ELSEWHERE = "a path outside the state folder, which nobody else may enter"
     help="User who may use the local interface, besides the agent's own and root; needs --socket.",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    help="Processes that relay, beside the agent's own; needs --upstream (default: the agent's own does).",
+)
+@click.option(
     "--keep-days",
     type=click.IntRange(1, 36500),
     help="Delete records older than this; the log itself stays (default: keep all).",
@@ -221,6 +226,7 @@ def _overrides(
     listen: str | None,
     socket: Path | None,
     uids: tuple[int, ...],
+    workers: int | None,
     keep_days: int | None,
     endorsement_auth_file: Path | None,
     log: str | None,
@@ -229,6 +235,7 @@ def _overrides(
     """Return the options in the form of the configuration file."""
     for wrong, message, hint in (
         ((upstream is None) != (listen is None), "--upstream and --listen belong together", ""),
+        (workers is not None and upstream is None, "--workers needs --upstream", ""),
         (bool(uids) and socket is None, "--allow-uid needs --socket", _ELSEWHERE),
         (bool(arguments) and engine is None, "engine arguments need --engine", ""),
         (start_engine and engine is None, "--start-engine needs --engine", ""),
@@ -253,7 +260,7 @@ def _overrides(
         put("engine", "start", start_engine)
     if upstream is not None:
         claimed = overrides["model"][0]["name"] if models else None
-        door = {"upstream": upstream, "listen": listen}
+        door = {"upstream": upstream, "listen": listen} | ({"workers": workers} if workers else {})
         overrides["proxy"] = [door if claimed is None else {**door, "model": claimed}]
     put("local", "path", _absolute(socket))
     put("local", "allow_uids", uids)

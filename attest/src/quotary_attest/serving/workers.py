@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final
 
+from quotary_attest.engine.errors import AgentError
 from quotary_attest.enginelink import CONFIGURED_LINK, EngineLink
 from quotary_attest.linking.started import StartedLink
 from quotary_attest.serving.link.door import LinkDoor
@@ -37,10 +38,8 @@ _LONGEST_PAUSE: Final = 5.0
 _BACKLOG: Final = 1024
 
 
-class WorkerFailed(Exception):  # noqa: N818 - the state reads as itself where it is caught
+class WorkerFailed(AgentError):  # noqa: N818 - the state reads as itself where it is caught
     """A worker did not come up."""
-
-    hint = "see what it wrote to standard error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +256,7 @@ class Workers:
                 ready = await worker.heard(READY)
         if not ready:
             await self._end(place)
-            raise WorkerFailed("a proxy worker did not come up")
+            raise WorkerFailed("a proxy worker did not come up", hint="see what it wrote to standard error")
         logger.info("worker %d serves", process.pid)
 
     async def _keep(self, place: int) -> None:
