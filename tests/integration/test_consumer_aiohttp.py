@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from consumers import Answer, Host, attesting_host
+from consumers import Answer, Host, attesting_host, middle
 from proxies import CHAT
 from scripted_engine import DONE, Call, completion, delta_event
 from tampering import GOOD, PLAIN, PLAIN_TAMPERS, STREAM, STREAM_TAMPERS, without_span
@@ -21,6 +21,7 @@ from tpms import Tpm
 
 from quotary import AttestationError, AttestationMissing, AttestationNotChecked, Checks, exchange, verdict
 from quotary.aiohttp import VerifyingMiddleware
+from quotary.checks import DOOR
 
 
 @pytest.fixture
@@ -118,6 +119,7 @@ async def test_what_is_not_in_band_is_fetched_without_the_sessions_middlewares(h
             await answer.read()
             verdict(answer)
         assert host.middle.authorizations == ["Bearer x", "Bearer x"]
+        assert host.middle.codings == {"identity"}
         for fetched, error in (
             (lambda answer: replace(answer, status=404), AttestationMissing),
             (lambda answer: replace(answer, body=b"x" * (1 << 21)), AttestationNotChecked),
@@ -127,6 +129,17 @@ async def test_what_is_not_in_band_is_fetched_without_the_sessions_middlewares(h
             with pytest.raises(error):
                 async with client.post(host.middle.url + CHAT, data=PLAIN):
                     pass
+
+
+async def test_credentials_are_not_sent_to_another_host(host: Host) -> None:
+    host.middle.tamper = lambda answer: replace(answer, body=without_span(answer.body))
+    async with (
+        middle(host.proxy) as elsewhere,
+        session(host.checks(door=elsewhere.url + DOOR)) as client,
+        client.post(host.middle.url + CHAT, data=PLAIN, headers={"Authorization": "Bearer x"}) as answer,
+    ):
+        verdict(answer)
+    assert (host.middle.authorizations, elsewhere.authorizations) == (["Bearer x"], [None])
 
 
 async def test_failures_can_be_attached(host: Host) -> None:

@@ -180,6 +180,36 @@ async def test_copies_of_a_client_verify_as_well_and_cannot_lose_the_policy(host
         AsyncOpenAI(base_url=host.proxy, api_key="k")
 
 
+def test_a_policy_that_cannot_be_used_is_an_error_of_the_constructor(tmp_path: Path) -> None:
+    for kind in (OpenAI, AsyncOpenAI):
+        with pytest.raises(quotary.PolicyError, match="no such file"):
+            kind(policy=tmp_path / "none.toml", api_key="k")
+    gc.collect()
+
+
+async def test_a_client_that_is_forgotten_closes_its_connections(host: Host) -> None:
+    api = client(host)
+    verdict(await api.chat.completions.create(model="m", messages=MESSAGES))
+    transport = api._client._transport
+    del api
+    gc.collect()
+    await asyncio.sleep(0)
+    assert transport.inner.is_closed
+
+    def ask() -> Any:
+        other = OpenAI(base_url=f"{host.proxy}/v1", api_key="k", policy=host.policy)
+        verdict(other.chat.completions.create(model="m", messages=MESSAGES))
+        return other._client._transport
+
+    transport = await asyncio.to_thread(ask)
+    gc.collect()
+    assert transport.inner.is_closed
+    with httpx2.Client() as own:
+        OpenAI(api_key="k", policy=host.policy, http_client=own)
+        gc.collect()
+        assert not own.is_closed
+
+
 async def test_a_client_of_the_callers_is_used_below_the_verification(host: Host) -> None:
     seen = []
 

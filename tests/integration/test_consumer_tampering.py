@@ -137,6 +137,7 @@ async def test_credentials_go_to_the_host_of_the_request_and_nowhere_else(host: 
         for door in (DOOR, elsewhere.url + DOOR):
             verdict(await ask(host, library, PLAIN, headers=headers, door=door))
     assert host.middle.authorizations == ["Bearer secret"] * 3
+    assert host.middle.codings == elsewhere.codings == {"identity"}
     assert elsewhere.authorizations == [None]
 
 

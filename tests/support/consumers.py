@@ -93,6 +93,7 @@ class Middle:
     requests: Callable[[bytes], bytes] = bytes
     nonces: list[str] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
+    codings: set[str | None] = field(default_factory=set)
     fetches: int = 0
     url: str = ""
 
@@ -101,6 +102,7 @@ class Middle:
         fetch = request.path.startswith("/quotary/")
         self.fetches += fetch
         self.authorizations.append(request.headers.get("Authorization"))
+        self.codings.add(request.headers.get("Accept-Encoding"))
         self.nonces += request.headers.getall("Quotary-Nonce", [])
         headers = {k: v for k, v in request.headers.items() if k not in ("Host", "Content-Length")}
         body = self.requests(await request.read())

@@ -13,7 +13,9 @@ WebSockets (`realtime`) do not pass here and are not verified.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypedDict, Unpack
 
 try:
@@ -25,6 +27,7 @@ except ImportError as error:
 from quotary.answers import attach
 from quotary.checks import Checks, PolicySource
 from quotary.httpx2 import AsyncVerifyingTransport, VerifyingTransport
+from quotary.judge import Judge
 
 __all__ = ["AsyncOpenAI", "OpenAI"]
 
@@ -58,10 +61,11 @@ class Options(TypedDict, total=False):
 class _Client(httpx2.Client):
     """A client that verifies, and by whose type the wrapper knows that it does."""
 
-    def __init__(self, policy: Checks | PolicySource, below: httpx2.Client | None) -> None:
+    def __init__(self, judge: Judge, below: httpx2.Client | None) -> None:
+        self._owned = below is None
         below = openai.DefaultHttpxClient() if below is None else below
         super().__init__(
-            transport=VerifyingTransport(policy, below),
+            transport=VerifyingTransport(judge, below),
             timeout=below.timeout,
             follow_redirects=True,
             headers=below.headers,
@@ -70,17 +74,23 @@ class _Client(httpx2.Client):
         )
 
     def __del__(self) -> None:
-        if not self.is_closed:
+        if self._owned and not self.is_closed:  # a client of the caller's is the caller's to close
             self.close()
 
 
 class _AsyncClient(httpx2.AsyncClient):
     """As `_Client`."""
 
-    def __init__(self, policy: Checks | PolicySource, below: httpx2.AsyncClient | None) -> None:
+    def __del__(self) -> None:
+        if self._owned and not self.is_closed:  # a client of the caller's is the caller's to close
+            with suppress(RuntimeError):  # no loop runs any more, and nothing can be closed
+                self._closing = asyncio.get_running_loop().create_task(self.aclose())
+
+    def __init__(self, judge: Judge, below: httpx2.AsyncClient | None) -> None:
+        self._owned = below is None
         below = openai.DefaultAsyncHttpxClient() if below is None else below
         super().__init__(
-            transport=AsyncVerifyingTransport(policy, below),
+            transport=AsyncVerifyingTransport(judge, below),
             timeout=below.timeout,
             follow_redirects=True,
             headers=below.headers,
@@ -106,7 +116,7 @@ class OpenAI(openai.OpenAI):
         **options: Unpack[Options],
     ) -> None:
         if not isinstance(http_client, _Client):
-            http_client = _Client(_given(policy), http_client)
+            http_client = _Client(_judge(policy), http_client)
         super().__init__(http_client=http_client, **options)
 
     def _process_response(self, **given: Any) -> Any:
@@ -130,7 +140,7 @@ class AsyncOpenAI(openai.AsyncOpenAI):
         **options: Unpack[Options],
     ) -> None:
         if not isinstance(http_client, _AsyncClient):
-            http_client = _AsyncClient(_given(policy), http_client)
+            http_client = _AsyncClient(_judge(policy), http_client)
         super().__init__(http_client=http_client, **options)
 
     async def _process_response(self, **given: Any) -> Any:
@@ -139,7 +149,7 @@ class AsyncOpenAI(openai.AsyncOpenAI):
         return answer
 
 
-def _given(policy: Checks | PolicySource | None) -> Checks | PolicySource:
+def _judge(policy: Checks | PolicySource | None) -> Judge:
     if policy is None:
         raise TypeError("a policy must be given: without one there is nothing to verify against")
-    return policy
+    return Judge(policy)

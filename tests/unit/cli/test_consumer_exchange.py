@@ -160,7 +160,7 @@ def test_an_id_that_is_none_is_never_fetched(value: str) -> None:
 
 
 def test_an_error_passes_and_what_it_carries_is_attached() -> None:
-    plain = begin(judge(), JSON, status=503)
+    plain = begin(judge(), JSON, status=404)
     assert plain.feed(b"{}") == b"{}"
     assert plain.end() is None
     assert plain.conclude() == b""
