@@ -19,7 +19,7 @@ from quotary_verifier.logs.tcg import RawEvent, TcgLog
 from quotary_verifier.logs.tcg_types import EV_NO_ACTION, type_name
 
 Described = tuple[list[dict[str, Any]], dict[str, dict[int, str]]]
-_FIELD = re.compile(r"^(?:  |- )(PCRIndex|EventType|EventSize): (\S+)$")
+_FIELD = re.compile(r"^(?:  |- )(PCRIndex|EventType|EventSize): (.+)$")
 _OLD_DIGEST = re.compile(r'^  Digest: "([0-9a-f]*)"$')
 _ALGORITHM = re.compile(r"^  - AlgorithmId: (\S+)$")
 _DIGEST = re.compile(r'^    Digest: "([0-9a-f]*)"$')
@@ -46,7 +46,7 @@ def read_judge(text: str) -> Described:
         if found := _FIELD.match(line):
             if found[1] == "PCRIndex":
                 events.append({"number": len(events), "digests": {}})
-            events[-1][found[1]] = found[2]
+            events[-1][found[1]] = found[2].removesuffix(" event type")
         elif found := _OLD_DIGEST.match(line):
             events[-1]["digests"]["sha1"] = found[1]
         elif found := _ALGORITHM.match(line):

@@ -24,7 +24,7 @@ from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_BOOT_LOG
 from quotary_verifier.wire.tpm_algorithms import ALG_SHA1, ALG_SHA256, HASH_SIZES
 
-MAX_TCG_EVENTS: Final = 32 * 1024
+MAX_TCG_EVENTS: Final = 8 * 1024
 """Events of one log."""
 MAX_TCG_DATA: Final = 4 * 1024 * 1024
 """Bytes of one event's data; a full dbx has some tens of kilobytes."""
