@@ -158,17 +158,17 @@ async def test_a_full_disk_refuses_requests_and_cuts_streams_until_there_is_room
         running(tpm, tmp_path / "state", world=World(sleep=naps)) as agent,
         proxied(script, agent, model="llama") as setup,
     ):
-        running_stream = await setup.post()
-        await running_stream.content.readexactly(len(BODY))
-        await settled(agent.store)  # what an idle agent writes later is another matter
-        with full():
-            ending.set()
-            rest = await read_cut_off(running_stream)
-            assert b'"code": "attestation_unavailable"' in rest
-            assert b"[DONE]" not in rest
-            await naps.next()
-            async with setup.post() as refused:
-                assert refused.status == 503
+        async with setup.post() as running_stream:
+            await running_stream.content.readexactly(len(BODY))
+            await settled(agent.store)  # what an idle agent writes later is another matter
+            with full():
+                ending.set()
+                rest = await read_cut_off(running_stream)
+                assert b'"code": "attestation_unavailable"' in rest
+                assert b"[DONE]" not in rest
+                await naps.next()
+                async with setup.post() as refused:
+                    assert refused.status == 503
         assert (await fetched(setup, running_stream)).status == 404
         async with asyncio.timeout(20):
             while agent.outage is not None:  # noqa: ASYNC110
