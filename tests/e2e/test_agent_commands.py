@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,6 +189,20 @@ def test_it_says_in_one_line_what_is_wrong(name: str, state: Path, tmp_path: Pat
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, error
     assert not lines[0].endswith(".")
+
+
+def test_a_running_agent_states_what_its_proxies_attest(state: Path, tmp_path: Path) -> None:
+    with (
+        running(state, "--upstream", "http://127.0.0.1:9", "--listen", "127.0.0.1:0") as where,
+        urllib.request.urlopen(where["proxy"] + "/quotary/v1/statement") as answer,
+    ):
+        (tmp_path / "host.statement").write_bytes(answer.read())
+    (tmp_path / "policy.toml").write_text(POLICY.format(origin=where["origin"]))
+    words = ("verify", tmp_path / "host.statement", "--statement", "--policy", tmp_path / "policy.toml")
+    assert '"/v1/chat/completions"' in attest(*words)
+    shown = json.loads(attest("inspect", tmp_path / "host.statement", "--json"))
+    (service,) = shown["content"]["record"]["services"]
+    assert "/v1/completions" in service["paths"]
 
 
 def test_an_init_that_fails_takes_the_emulator_that_it_made_away_again(tmp_path: Path) -> None:

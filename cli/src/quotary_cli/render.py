@@ -34,7 +34,18 @@ _HINTS = {
     Step.TPM_KIND: "set software = true under [tpm] only for tests and demonstrations",
     Step.PLATFORM: "the host booted other firmware or software than the policy lists",
 }
-_MAIN_CLAIMS = ("host", "origin", "tpm_kind", "model", "model_weights", "state", "source", "matched", "boot")
+_MAIN_CLAIMS = (
+    "host",
+    "origin",
+    "tpm_kind",
+    "model",
+    "model_weights",
+    "state",
+    "source",
+    "matched",
+    "statement",
+    "boot",
+)
 
 
 def render_report(name: str, report: Report, *, explain: bool) -> None:
