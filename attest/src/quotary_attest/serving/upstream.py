@@ -2,9 +2,10 @@
 """The proxy's side towards the engine (docs/spec/serving.md).
 
 Engines close a connection after a stream without saying so, and a request that then goes out on it is lost. It could be
-sent again only if it were known that the engine did not begin to work on it. So a request that is not idempotent
-never meets a used connection: each gets its own, and is sent once. Idempotent requests share a pool, whose client
-sends them again on a fresh connection if a used one turned out closed.
+sent again only if it were known that the engine did not begin to work on it. So a request that is not idempotent is
+sent once, and gets a connection of its own; only where neither it nor the one before asked for a stream may it follow
+that one on the same connection, within a second, which every engine keeps it for (ADR 0044). Idempotent requests
+share a pool, whose client sends them again on a fresh connection if a used one turned out closed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _IDEMPOTENT = frozenset((hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS))
 _AUTOMATIC = frozenset((hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.CONTENT_TYPE))
 _MAX_FIELD = 64 * 1024
 _LONG_BODY = 256 * 1024
+_KEPT_SECONDS = 1.0
+_STREAM = b'"stream"'
 
 Noted = Callable[[TcpPeer], None]
 _noted: ContextVar[Noted | None] = ContextVar("quotary-upstream-peer", default=None)
@@ -70,6 +73,7 @@ class Upstream:
         self._base = str(url).rstrip("/")
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
         self._single: aiohttp.ClientSession | None = None
+        self._kept: aiohttp.ClientSession | None = None
         self._pooled: aiohttp.ClientSession | None = None
 
     @property
@@ -80,6 +84,7 @@ class Upstream:
     async def __aenter__(self) -> Upstream:
         """Open the client sessions."""
         self._single = self._session(_Connector(limit=0, force_close=True))
+        self._kept = self._session(_Connector(limit=0, keepalive_timeout=_KEPT_SECONDS))
         self._pooled = self._session(aiohttp.TCPConnector(limit=0))
         return self
 
@@ -87,7 +92,7 @@ class Upstream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close all connections."""
-        for session in (self._single, self._pooled):
+        for session in (self._single, self._kept, self._pooled):
             if session is not None:
                 await session.close()
 
@@ -112,30 +117,48 @@ class Upstream:
     ) -> aiohttp.ClientResponse:
         """Send a client's request on and return the answer once its header is here.
 
-        `note` is called with the two ends of a connection of the request's own, as soon as it stands.
+        `note` is called with the two ends of the connection that the request goes out on, as soon as it stands;
+        not for one that is idempotent.
 
         The body of an attested request is bytes; of any other it is passed on as it comes.
 
         Raises:
             Refusal: the upstream could not be reached or did not answer in HTTP (502).
         """
-        session = self._pooled if request.method in _IDEMPOTENT else self._single
+        session = self._session_for(request.method, body)
         if session is None:
             raise RuntimeError("the upstream is not open")
         _noted.set(note)
         path = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
         try:
-            return await session.request(
+            answer = await session.request(
                 request.method,
                 URL(self._base + path, encoded=True),
                 headers=headers,
                 data=_payload(body),
                 allow_redirects=False,
             )
+            if answer.content_length is None and (connection := answer.connection) is not None:
+                _never_again(connection)
+            return answer
         except aiohttp.ClientConnectorError:
             raise Refusal(502, "upstream_unreachable", "the model server cannot be reached") from None
         except (aiohttp.ClientError, TimeoutError, ValueError):
             raise Refusal(502, "upstream_failed", "the model server did not answer") from None
+
+    def _session_for(self, method: str, body: bytes | StreamReader | None) -> aiohttp.ClientSession | None:
+        if method in _IDEMPOTENT:
+            return self._pooled
+        # The library sends a POST once, on whatever connection.
+        if method != hdrs.METH_POST or not isinstance(body, bytes) or len(body) > _LONG_BODY:
+            return self._single
+        return self._single if _STREAM in body else self._kept
+
+
+def _never_again(connection: Connection) -> None:
+    """Let nothing follow on a connection: an answer of no stated length may be a stream that nobody asked for."""
+    if connection.protocol is not None:
+        connection.protocol.force_close()
 
 
 def _payload(body: bytes | StreamReader | None) -> bytes | StreamReader | io.BytesIO | None:
