@@ -16,6 +16,7 @@ import { join } from "node:path";
 const DOOR = "/quotary/v1/attestations/";
 const LIMIT = 64 * 1024 * 1024;
 const ATTESTATION_LIMIT = 1024 * 1024;
+const EVENT_LIMIT = 4 * 1024 * 1024;
 const OUTPUT_ID = /^out_[0-9a-f]{48}$/;
 const EMPTY = new Set([204, 205, 304]);
 const BLANK_LINE = /\n\r?\n/g;
@@ -167,19 +168,22 @@ function releaser(kind) {
     const whole = /^[^;]*[/+]json\s*(;|$)/.test(kind) || !kind;
     return (piece) => (piece === null ? Buffer.concat(held) : whole ? (held.push(piece), Buffer.alloc(0)) : piece);
   }
-  let held = Buffer.alloc(0); // begins where an event begins
-  let last = false;
+  let open = Buffer.alloc(0); // begins where an event begins
+  const tail = []; // the last event and what follows it
   return (piece) => {
-    if (piece === null) return held;
-    held = Buffer.concat([held, piece]);
-    if (last) return Buffer.alloc(0);
-    const text = held.toString("latin1");
+    if (piece === null) return Buffer.concat(tail.length ? tail : [open]);
+    if (tail.length) return tail.push(piece), Buffer.alloc(0);
+    open = Buffer.concat([open, piece]);
+    if (open.length > EVENT_LIMIT) throw new AttestationNotChecked(`an event is longer than ${EVENT_LIMIT} bytes`);
+    const text = open.toString("latin1");
     const final = LAST_EVENT.exec(text);
-    last = final !== null;
-    const ends = last ? [final.index + final[0].length] : [...text.matchAll(BLANK_LINE)].map((m) => m.index + m[0].length);
+    const ends = final
+      ? [final.index + final[0].length]
+      : [...text.matchAll(BLANK_LINE)].map((match) => match.index + match[0].length);
     const cut = ends.at(-1) ?? 0;
-    const out = held.subarray(0, cut);
-    held = held.subarray(cut);
+    const out = open.subarray(0, cut);
+    open = open.subarray(cut);
+    if (final) tail.push(open);
     return out;
   };
 }

@@ -51,6 +51,7 @@ STREAMED: dict[str, tuple[dict[str, Any], str | None]] = {
     "cut": ({"tamper": body(lambda data: data[: len(data) // 3])}, REJECTED),
     "behind the end": ({"tamper": body(lambda data: data + b": x\n\n")}, REJECTED),
     "marked unattested": ({"tamper": fields(Quotary_Attested="no")}, MISSING),
+    "an endless event": ({"tamper": body(lambda data: b"data: " + b"x" * (5 << 20) + data)}, UNCHECKED),
 }
 
 

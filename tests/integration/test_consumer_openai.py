@@ -99,6 +99,11 @@ async def test_tools_and_the_stream_helper_work(host: Host) -> None:
         verdict(parsed)
         raw = await api.chat.completions.with_raw_response.create(model="m", messages=MESSAGES)
         verdict(raw)
+        async with api.chat.completions.with_streaming_response.create(
+            model="m", messages=MESSAGES
+        ) as unread:
+            assert (await unread.parse()).choices[0].message.content == "Hello"
+            verdict(unread)
 
 
 async def test_errors_are_the_clients_typed_errors_and_carry_what_was_found(host: Host) -> None:
