@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ async def test_an_answer_that_says_who_may_not_ask_is_never_attested(status: int
     ("answer_with", "state"),
     [
         (lambda: whole(b'{"error":{"message":"x"}}', 400), State.ENGINE_ERROR),
+        (lambda: whole(b'{"error":{"message":"x"}}', HTTPStatus.NOT_FOUND), State.ENGINE_ERROR),
         (lambda: whole(b'{"error":{"message":"x"}}'), State.ENGINE_ERROR),
         (lambda: events(chunk_event(error={"code": 500}), DONE), State.ENGINE_ERROR),
         (lambda: events(delta_event("x")), State.ENGINE_TRUNCATED),

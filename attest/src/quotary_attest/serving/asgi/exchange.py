@@ -175,7 +175,8 @@ class Exchange:
     # -- the answer
 
     async def _on_start(self, message: Message) -> None:
-        self._start, self._status = message, message["status"]
+        # frameworks send their own kind of number
+        self._start, self._status = message, int(message["status"])
         fields = self._start["headers"] = without(message.get("headers", ()), OURS)
         reason = self._unattestable(fields)
         if reason is None:
