@@ -13,11 +13,12 @@ from typing import Final
 from aiohttp import web
 
 from quotary_attest.serving.aliases import CREDENTIALS
+from quotary_attest.serving.delivery import ATTESTATION
 from quotary_attest.serving.headers import ATTESTED, OUTPUT
 
 _ORIGIN: Final = "Access-Control-Allow-Origin"
 _EXPOSED: Final = "Access-Control-Expose-Headers"
-_FIELDS: Final = f"{OUTPUT}, {ATTESTED}"
+_FIELDS: Final = f"{OUTPUT}, {ATTESTED}, {ATTESTATION}"
 
 
 def open_to_pages(app: web.Application, *prefixes: str) -> None:
