@@ -187,6 +187,20 @@ async def test_a_server_that_takes_the_engines_place_is_found_out_at_once(
                 assert claim(await asked(again), "model_link") == "checked"  # type: ignore[misc]
 
 
+async def test_an_engine_at_a_new_address_is_found_at_once_and_one_at_an_old_address_within_a_second(
+    tpm: Tpm, tmp_path: Path, host: Host
+) -> None:
+    async with serving(tpm, tmp_path, host) as asked:
+        with small_engine(host.weights) as first, small_engine(host.weights) as second:
+            assert claim(await asked(first), "model_link") == "checked"  # type: ignore[misc]
+            assert claim(await asked(second), "model_link") == "checked"  # type: ignore[misc]
+            second.kill()
+            with small_engine(host.weights, port=second.port) as successor:
+                assert claim(await asked(successor), "model_link") == "configured"  # type: ignore[misc]
+                host.now += 1.0
+                assert claim(await asked(successor), "model_link") == "checked"  # type: ignore[misc]
+
+
 async def test_a_caller_on_the_local_socket_gets_no_model_however_it_asks(
     tpm: Tpm, tmp_path: Path, host: Host
 ) -> None:

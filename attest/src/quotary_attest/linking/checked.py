@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from quotary_attest.enginelink import Peer, ProcessPeer
+from quotary_attest.enginelink import Address, Peer, ProcessPeer
 from quotary_attest.linking.processes import Inode, Process, holder_of
 from quotary_attest.linking.sockets import peer_inodes
 from quotary_attest.measure import Measurement
@@ -102,7 +102,7 @@ class CheckedLink:
         self._known: dict[Process, dict[tuple[str, bool], _Finding]] = {}
         self._digests: dict[Identity, bytes] = {}
         self._unchanged: dict[str, tuple[float, Path | None]] = {}
-        self._searched = -1e9
+        self._searched: dict[Address, float] = {}
         self._told: dict[str, _Told] = {}
         if engine.identity is not None:
             self._digests[engine.identity] = engine.digest
@@ -142,13 +142,15 @@ class CheckedLink:
         if isinstance(peer, ProcessPeer):
             return Process.of(peer.pid)
         now = self._clock()
-        searching = now - self._searched >= self._recheck
+        searching = now - self._searched.get(peer.theirs, -1e9) >= self._recheck
         inodes = peer_inodes(peer)
         for _ in range(_ATTEMPTS):
             process = self._known_with(inodes)
             if process is None and searching and inodes:
                 # looking at every process is for when an engine was exchanged, not for every request
-                self._searched = now
+                if len(self._searched) >= _MOST_KNOWN:
+                    self._searched.clear()
+                self._searched[peer.theirs] = now
                 self._known = {known: found for known, found in self._known.items() if known.alive}
                 process = holder_of(inodes)
             if process is not None:
