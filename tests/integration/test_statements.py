@@ -21,7 +21,9 @@ from quotary_attest.agent import Agent, StartRefused, UnknownOutput
 from quotary_attest.serving.attester import STATEMENT_ID
 from quotary_attest.serving.link.client import RemoteAttester
 from quotary_attest.serving.link.door import LinkConfig, LinkDoor
-from quotary_verifier import VerifiedStatement, verify_statement
+from quotary_attest.serving.promise import declaration_of
+from quotary_attest.serving.proxy import ProxyConfig
+from quotary_verifier import EvidenceError, VerifiedStatement, strip, verify_statement
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.declaration import Declaration, Service
 
@@ -32,7 +34,7 @@ MORE = Declaration.of([Service((CHAT, "/v1/embeddings"))])
 
 
 async def engine(call: Call) -> None:
-    await call.answer(b"{}")
+    await call.answer(b'{"id":"x"}')
 
 
 @pytest.fixture
@@ -112,6 +114,22 @@ async def test_another_process_of_the_host_finds_the_statement_over_the_link(
     async with LinkDoor(agent, LinkConfig(path)), RemoteAttester(path) as remote:
         assert await remote.ready(10)
         assert await remote.fetch(STATEMENT_ID, 10) == await agent.fetch(STATEMENT_ID)
+
+
+async def test_an_attestation_that_was_taken_off_on_the_way_is_missed(agent: Agent) -> None:
+    async with proxied(engine, agent, model="llama") as setup:  # type: ignore[arg-type]
+        await agent.declare(declaration_of([ProxyConfig(setup.engine.url, model="llama")]))
+        found = await stated(agent)
+        async with setup.post(b"{}") as answer:
+            body, attestation = strip(await answer.read())
+        assert attestation is not None
+        # what a relay passes on that keeps the attestation to itself looks like an answer of any other server
+        with pytest.raises(EvidenceError, match="and this one is not"):
+            found.judge_unattested(CHAT)
+        async with setup.client.get(setup.url + "/v1/models") as answer:
+            assert answer.headers["Quotary-Attested"] == "no"
+        found.judge_unattested("/v1/models", unavailable=True)
+    assert body == b'{"id":"x"}'
 
 
 async def test_statements_and_outputs_that_come_together_are_all_found(agent: Agent) -> None:

@@ -93,6 +93,37 @@ def test_a_long_or_deep_text_is_malformed() -> None:
             Declaration.parse(text)
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([CHAT, CODED]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["paths", "unless", "without", "services", "x"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.one_of(
+        st.text(alphabet=st.characters()),
+        JSON.map(json.dumps),
+        JSON.map(lambda value: json.dumps({"schema": "quotary-statement/v1", "services": value})),
+        JSON.map(lambda value: json.dumps({"schema": "quotary-statement/v1", "services": [value]})),
+    )
+)
+def test_any_other_text_is_refused_and_nothing_else_happens(text: str) -> None:
+    try:
+        declaration = Declaration.parse(text)
+    except (MalformedError, UnsupportedError):
+        return
+    assert declaration.text == text
+
+
 @given(st.lists(SERVICE, max_size=4))
 def test_what_is_written_is_read_again_as_it_was(services: list[Service]) -> None:
     declaration = Declaration.of(services)

@@ -99,7 +99,7 @@ class Declaration:
             MalformedError: it is not of this form, or not in its one spelling.
             UnsupportedError: its schema is a later one, or it names an exception that is not known.
         """
-        if len(text.encode()) > MAX_TEXT:
+        if len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT:
             raise MalformedError("statement: the text is too long")
         try:
             value = json.loads(text)
