@@ -22,10 +22,12 @@ UNVERIFIED = "parsed, not verified"
 def inspect(file: Path, as_json: bool) -> None:
     """Show what FILE holds, without verifying it.
 
-    Knows attestations, records, signed notes, TPM quotes, fresh quotes, workload logs, history files, certificates,
-    enrolment files, policies, and response bodies that carry an attestation.
+    Knows attestations, records, signed notes, TPM quotes, fresh quotes, workload logs, event logs of firmware (TCG,
+    CCEL), IMA logs, history files, certificates, enrolment files, policies, and response bodies that carry an
+    attestation.
     """
     from quotary_cli.kinds import describe
+    from quotary_cli.logkinds import log_lines
 
     with file.open("rb") as opened:
         data = opened.read(MAX_FILE + 1)
@@ -41,7 +43,10 @@ def inspect(file: Path, as_json: bool) -> None:
         print_json({"schema": SCHEMA, "kind": kind, "status": UNVERIFIED, "content": content})
         return
     click.echo(f"{style(kind, 'white')}  {clean(str(file))}  ({UNVERIFIED})")
+    content, lines = log_lines(kind, content)
     _show(content, 1)
+    for line in lines:
+        click.echo(f"  {line}")
 
 
 def _show(value: Any, depth: int) -> None:

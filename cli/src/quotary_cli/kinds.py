@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from quotary_cli.logkinds import boot_log_view, log_view
 from quotary_cli.views import (
     attest_view,
     certificates_view,
@@ -71,6 +72,9 @@ def describe(data: bytes) -> tuple[str, Content]:
         return "certificate", certificates_view(data)
     if data[0] >> 5 == 5:
         return _artefact(data)
+    found = log_view(data)
+    if found is not None:
+        return found
     if data[:5] == b"\x00\x00\x00\x00\x08":
         return "workload log", _workload_log(data)
     return _text(data)
@@ -106,7 +110,7 @@ def _attestation(data: bytes) -> Content:
         "note": note_view(attestation.note),
         "supports": [support_view(support) for support in attestation.supports],
         "request_key": "present" if attestation.request_key else "dropped",
-        "boot_logs": {name: len(log) for name, log in attestation.boot_logs.items()},
+        "boot_logs": {name: boot_log_view(log) for name, log in attestation.boot_logs.items()},
         "later_checkpoints": [note_view(later.note) for later in attestation.later],
         "not_understood": list(attestation.not_understood),
     }

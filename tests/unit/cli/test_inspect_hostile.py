@@ -11,6 +11,8 @@ import pytest
 from forge import Forge
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ima_logs import file_data, ima_entry
+from tcg_logs import good_boot
 
 from quotary_cli.kinds import describe
 from quotary_verifier.errors import QuotaryError
@@ -50,6 +52,8 @@ ARTEFACTS: dict[str, bytes] = {
     ),
     "certificate": FORGE.certificate or b"",
     "policy": FORGE.policy().encode(),
+    "event log": good_boot().agile(),
+    "IMA log": b"".join(ima_entry(file_data(number)) for number in range(4)),
 }
 
 
