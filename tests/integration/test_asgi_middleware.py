@@ -6,11 +6,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 from agents import judge, running
@@ -25,6 +28,8 @@ from yarl import URL
 
 from quotary_attest.agent import Agent
 from quotary_attest.engine.errors import Busy
+from quotary_attest.serving.link.door import LinkConfig, LinkDoor
+from quotary_attest.serving.workers import bind_shared
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.inband import strip
 from quotary_verifier.wire.names import format_output_id
@@ -400,8 +405,6 @@ async def test_the_request_is_committed_to_as_it_arrived_in_pieces(agent: Agent,
 
 
 async def test_a_new_agent_is_found_without_a_restart_of_the_server(tmp_path: Path) -> None:
-    from quotary_attest.serving.link.door import LinkConfig, LinkDoor
-
     async with served(MemoryAttester(), script, tmp_path, agent=False) as server:
         async with server.post() as answer:
             assert answer.status == 503
@@ -411,3 +414,55 @@ async def test_a_new_agent_is_found_without_a_restart_of_the_server(tmp_path: Pa
                     if answer.status == 200:
                         assert strip(await answer.read())[1] is not None
                         break
+
+
+APP = """
+import os
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from quotary_attest.serving.asgi import Attest
+
+async def answer(request):
+    await request.body()
+    return JSONResponse({"id": "x", "process": os.getpid(), "choices": []})
+
+app = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
+app.add_middleware(Attest)
+"""
+
+
+async def test_each_process_of_a_server_has_its_own_link_and_all_attest_into_one_log(
+    agent: Agent, tmp_path: Path
+) -> None:
+    (tmp_path / "two_processes.py").write_text(APP)
+    path = tmp_path / "link.sock"
+    (listener,) = bind_shared("127.0.0.1", 0, 1)
+    async with LinkDoor(agent, LinkConfig(path)) as door:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "uvicorn", "two_processes:app", "--workers", "2"),
+            *("--fd", str(listener.fileno()), "--log-level", "critical"),
+            cwd=tmp_path,
+            env={**os.environ, "QUOTARY_SOCKET": str(path), "PYTHONPATH": str(tmp_path)},
+            pass_fds=(listener.fileno(),),
+        )
+        try:
+            async with asyncio.timeout(60):
+                while len(door._connections) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            seen: set[int] = set()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}{CHAT}"
+            async with asyncio.timeout(60):
+                while len(seen) < 2:
+                    connector = aiohttp.TCPConnector(force_close=True)
+                    async with aiohttp.ClientSession(connector=connector) as client:
+                        posts = [client.post(url, data=b"{}") for _ in range(8)]
+                        for answer in await asyncio.gather(*posts):
+                            body, attestation = strip(await answer.read())
+                            assert attestation is not None
+                            judge(attestation, body, agent.origin, request=b"{}")
+                            seen.add(json.loads(body)["process"])
+        finally:
+            listener.close()
+            process.terminate()
+            await process.wait()

@@ -14,7 +14,7 @@ def main() -> None:
     """Serve until told to stop."""
     model, port, name = sys.argv[1:4]
     settings = ModelSettings(
-        model=model, model_alias=name, n_ctx=1024, n_threads=2, chat_format="chatml-function-calling"
+        model=model, model_alias=name, n_ctx=1024, n_threads=1, chat_format="chatml-function-calling"
     )
     app = create_app(server_settings=ServerSettings(), model_settings=[settings])
     if "--attest" in sys.argv:
