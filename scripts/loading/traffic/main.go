@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"runtime"
+	"runtime/debug"
 )
 
 func main() {
@@ -16,6 +18,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: traffic upstream|streams|mixed [options]")
 		os.Exit(2)
 	}
+	// On a small machine the time of a second processor, and of collecting garbage, would be taken from what is measured.
+	runtime.GOMAXPROCS(1)
+	debug.SetGCPercent(800)
 	if err := modes[os.Args[1]](os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(4)

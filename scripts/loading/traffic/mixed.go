@@ -147,7 +147,10 @@ func (run *load) ask(stream bool, due time.Time) bool {
 				one.body = start
 			}
 		}
-		if err == nil {
+		if err == nil && answer.ContentLength > 0 {
+			one.body = make([]byte, answer.ContentLength)
+			_, err = io.ReadFull(answer.Body, one.body)
+		} else if err == nil {
 			var rest []byte
 			rest, err = io.ReadAll(answer.Body)
 			one.body = append(one.body, rest...)

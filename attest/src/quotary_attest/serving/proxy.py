@@ -36,6 +36,8 @@ __all__ = ["Proxy", "ProxyConfig"]
 
 _OWN: Final = OWN_PREFIX + "/v1"
 _LAST_WORDS_SECONDS: Final = 2.0
+_BACKLOG: Final = 1024
+"""Connections that the kernel takes while the loop is busy; the library's 128 are 60 ms of a load of 2,000 a second."""
 
 
 class Proxy:
@@ -133,14 +135,14 @@ class Proxy:
 
     async def listen(self, host: str, port: int) -> int:
         """Listen on a TCP address; return the port (of use where 0 was asked for)."""
-        site = web.TCPSite(self._runner, host, port)
+        site = web.TCPSite(self._runner, host, port, backlog=_BACKLOG)
         await site.start()
         bound: int = self._runner.addresses[-1][1]
         return bound
 
     async def listen_on(self, listener: socket.socket) -> None:
         """Listen on a socket that is bound already; it is closed with the proxy."""
-        await web.SockSite(self._runner, listener).start()
+        await web.SockSite(self._runner, listener, backlog=_BACKLOG).start()
 
 
 @web.middleware
