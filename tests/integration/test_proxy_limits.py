@@ -19,7 +19,7 @@ from quotary_verifier.wire.records import State
 
 LONG = b"x" * 600_000
 WHOLE = completion("Hello")
-SLOW = 16
+SLOW = 8
 
 
 async def test_requests_beyond_what_is_held_at_a_time_are_refused_until_there_is_room() -> None:
@@ -62,6 +62,51 @@ async def test_a_request_of_unknown_length_is_counted_as_it_comes() -> None:
         async with setup.post(LONG) as answer:
             assert answer.status == 200
         assert [call.body for call in setup.engine.calls] == [LONG]
+
+
+async def test_requests_that_were_only_announced_hold_nothing() -> None:
+    async def script(call: Call) -> None:
+        await call.answer(WHOLE)
+
+    async with running(script, max_held_total=len(LONG) + 1000) as setup:
+        host, _, port = setup.url.removeprefix("http://").partition(":")
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(LONG))
+        waiting = [(await asyncio.open_connection(host, int(port)))[1] for _ in range(5)]
+        for writer in waiting:
+            writer.write(head + b"x")
+            await writer.drain()
+        async with setup.post(LONG) as answer:
+            assert answer.status == 200
+        for writer in waiting:
+            writer.close()
+
+
+async def test_a_request_of_unknown_length_may_not_be_longer_than_one_of_a_known_length() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(60_000)
+
+    async def script(call: Call) -> None:
+        await call.answer(WHOLE)
+
+    async with running(script, max_request=500_000) as setup:
+        async with setup.client.post(setup.url + CHAT, data=endless()) as refused:
+            assert refused.status == 413
+        assert setup.engine.calls == []
+
+
+async def test_a_client_that_leaves_inside_a_long_whole_answer_changes_nothing_in_its_record() -> None:
+    body = completion("x" * 15_000_000)
+
+    async def script(call: Call) -> None:
+        await call.answer(body)
+
+    async with running(script) as setup:
+        async with setup.post() as answer:
+            await answer.content.readexactly(1000)
+            answer.close()
+        output = await setup.attester.recorded(id_of(answer))
+        assert (output.state, output.digests["body"]) == (State.COMPLETE, sha(body))
 
 
 async def test_a_client_that_goes_away_gives_back_what_was_held_for_it() -> None:

@@ -34,9 +34,14 @@ class Share:
         self._budget = budget
         self._size = 0
 
+    @property
+    def room(self) -> int:
+        """Bytes that may be held more, by all exchanges together."""
+        return self._budget.limit - self._budget.held
+
     def fits(self, size: int) -> bool:
         """Hold `size` bytes more if there is room for them, and tell whether."""
-        if self._budget.held + size > self._budget.limit:
+        if size > self.room:
             return False
         self._budget.held += size
         self._size += size
@@ -66,20 +71,20 @@ async def read_request(request: web.Request, limit: int, share: Share) -> bytes:
     length = request.content_length
     if length is not None and length > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=length)
-    if length is not None:
-        _hold(share, length)
+    if length is not None and length > share.room:
+        raise _busy()
     pieces: list[bytes] = []
     size = 0
     while data := await request.content.readany():
         size += len(data)
         if size > limit:
             raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
-        if length is None:
-            _hold(share, len(data))
+        # what was announced and has not come holds nothing: else a few who announce much would shut out all others
+        if not share.fits(len(data)):
+            raise _busy()
         pieces.append(data)
     return b"".join(pieces)
 
 
-def _hold(share: Share, size: int) -> None:
-    if not share.fits(size):
-        raise Busy("too many bytes of requests and answers are held at once", hint="try again in a moment")
+def _busy() -> Busy:
+    return Busy("too many bytes of requests and answers are held at once", hint="try again in a moment")
