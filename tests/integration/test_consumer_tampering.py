@@ -103,6 +103,17 @@ async def test_an_answer_to_another_request_is_rejected(host: Host, library: Any
     assert await outcome(host, library, PLAIN, request=False) == GOOD
 
 
+async def test_the_length_that_an_answer_states_is_that_of_what_is_handed_out(
+    host: Host, library: Any
+) -> None:
+    plain = await ask(host, library, PLAIN)
+    assert plain.headers.get_list("Content-Length") == [str(len(plain.content))]
+    stream = await ask(host, library, STREAM)
+    assert stream.headers.get_list("Content-Length") == []
+    error = await ask(host, library, PLAIN.replace(b'"m"', b'"refused"'))
+    assert error.headers.get_list("Content-Length") == [str(len(error.content))]
+
+
 async def test_a_nonce_of_the_callers_is_kept(host: Host, library: Any) -> None:
     answer = await ask(host, library, PLAIN, headers={"Quotary-Nonce": "5a" * 16})
     assert exchange(answer).nonce == b"Z" * 16

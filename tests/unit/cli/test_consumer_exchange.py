@@ -187,6 +187,16 @@ def test_one_judge_serves_many_threads() -> None:
         assert len(set(pool.map(one, range(40)))) == 1
 
 
+def test_commits_are_remembered_for_their_second_and_not_without_end() -> None:
+    moments = iter(range(NOW, NOW + 40))
+    moving = judge(clock=lambda: next(moments))
+    for number in range(40):
+        made = begin(moving, EVENTS, ID)
+        read(made, STREAM, attestation())
+        assert verdict(made).report.at == NOW + number
+        assert len(moving._commits) == min(number + 1, 16)
+
+
 def test_an_abandoned_answer_has_no_verdict_and_a_judged_one_keeps_its_own() -> None:
     left = begin(judge(), EVENTS, ID)
     left.feed(CHUNK)
