@@ -23,6 +23,15 @@ def source_packages(member: str) -> set[str]:
     return {path.parent.name for path in (ROOT / member / "src").glob("*/__init__.py")}
 
 
+def shared_files(member: str, info: str) -> set[str]:
+    """Return the names in the wheel of the member's files for operators: units, dashboard, container file."""
+    folder = ROOT / member / "share"
+    data = f"{info.removesuffix('.dist-info')}.data/data/share/quotary"
+    return {
+        f"{data}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*") if path.is_file()
+    }
+
+
 def wheel_problems(wheel: Path, member: str, info: str) -> list[str]:
     """Return what is wrong with the wheel; ``info`` is the name of its ``.dist-info`` folder."""
     with zipfile.ZipFile(wheel) as archive:
@@ -30,9 +39,11 @@ def wheel_problems(wheel: Path, member: str, info: str) -> list[str]:
     packages = source_packages(member)
     problems = [f"holds {top}, which is no package of {member}" for top in sorted(packages - ALLOWED[member])]
     tops = {PurePosixPath(name).parts[0] for name in names}
-    if tops != packages | {info}:
-        problems.append(f"top level is {sorted(tops)}, not {sorted(packages | {info})}")
-    wanted = {f"{info}/licenses/LICENSE", *(f"{package}/py.typed" for package in packages)}
+    shared = shared_files(member, info)
+    allowed = packages | {info} | {PurePosixPath(name).parts[0] for name in shared}
+    if tops != allowed:
+        problems.append(f"top level is {sorted(tops)}, not {sorted(allowed)}")
+    wanted = shared | {f"{info}/licenses/LICENSE", *(f"{package}/py.typed" for package in packages)}
     sources = {
         path.relative_to(ROOT / member / "src").as_posix()
         for package in packages

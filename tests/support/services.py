@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,10 +91,12 @@ async def service(
     environment: Mapping[str, str] | None = None,
     sockets: Mapping[str, socket.socket] | None = None,
     wait: bool = True,
+    through: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
     """Run `attest agent run` with these arguments; `folder` is for the socket of its reports.
 
-    `sockets` are passed on by name. With `wait` the block begins when the agent has said that it is ready.
+    `sockets` are passed on by name. With `wait` the block begins when the agent has said that it is ready. `through`
+    is a command that runs what follows it; it must be Python's own interpreter where it ends in a script.
     """
     address = folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reports:
@@ -103,7 +105,9 @@ async def service(
         passed = dict(sockets or {})
         numbers = [str(each.fileno()) for each in passed.values()]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", _START, str(len(passed)), *numbers),
+            *through,
+            *([] if through and through[0] == sys.executable else [sys.executable]),
+            *("-c", _START, str(len(passed)), *numbers),
             *("agent", "run", *map(str, arguments)),
             env={
                 **os.environ,
