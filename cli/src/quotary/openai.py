@@ -119,6 +119,7 @@ class OpenAI(openai.OpenAI):
             http_client = _Client(_judge(policy), http_client)
         super().__init__(http_client=http_client, **options)
 
+    # Only so that `verdict` knows what was made of which response; the verification is the transport's.
     def _process_response(self, **given: Any) -> Any:
         answer = super()._process_response(**given)
         attach(answer, given["response"])
