@@ -208,18 +208,30 @@ async def test_an_engine_that_ends_or_never_serves_is_a_failure_that_leaves_no_p
     assert not _listens(host.port)
 
 
-async def test_what_the_engine_has_started_ends_with_it(host: Host, tmp_path: Path) -> None:
+STUBBORN = """
+import os, signal, sys, time
+if not os.fork():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with open(sys.argv[1], "w") as note:
+        note.write(str(os.getpid()))
+    time.sleep(60)
+else:
+    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+async def test_what_the_engine_has_started_ends_with_it_though_it_would_not(
+    host: Host, tmp_path: Path
+) -> None:
     note = tmp_path / "pid"
-    script = f"import os,sys\nif not os.fork():\n open({str(note)!r},'w').write(str(os.getpid()))\n"
-    script += " import time; time.sleep(60)\nelse: os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    plan = replace(host.plan, arguments=("-I", "-c", script, *host.plan.arguments))
+    plan = replace(host.plan, arguments=("-I", "-c", STUBBORN, str(note), *host.plan.arguments))
     async with StartedEngine(plan) as engine:
         await until(lambda: note.exists() and bool(note.read_text()))
         below = Process.of(int(note.read_text()))
         assert below is not None
         assert engine.process is not None
         assert below.descends_from(engine.process)
-    assert not below.alive
+    await until(lambda: not below.alive)
     assert not _listens(host.port)
 
 

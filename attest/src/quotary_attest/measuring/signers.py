@@ -52,7 +52,7 @@ def certificate_path(ders: Sequence[bytes], authorities: Sequence[x509.Certifica
         leaf, *others = [x509.load_der_x509_certificate(der) for der in ders]
         _check_usage(leaf)
         authority = ExtensionPolicy.permit_all().require_present(
-            x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority
+            x509.BasicConstraints, Criticality.AGNOSTIC, None
         )
         verifier = (
             PolicyBuilder()
@@ -67,11 +67,6 @@ def certificate_path(ders: Sequence[bytes], authorities: Sequence[x509.Certifica
     if len(chain) < 2:
         raise SignatureError("the signer's certificate is an authority's itself")
     return leaf
-
-
-def _is_authority(_policy: object, _certificate: x509.Certificate, extension: x509.BasicConstraints) -> None:
-    if not extension.ca:
-        raise ValueError("a certificate in the path is not an authority's")
 
 
 def _check_usage(leaf: x509.Certificate) -> None:
