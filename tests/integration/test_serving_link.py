@@ -25,7 +25,7 @@ from quotary_attest.engine.outputs import NewOutput
 from quotary_attest.log.errors import NotFound
 from quotary_attest.metrics import Tally
 from quotary_attest.serving.link.client import RemoteAttester
-from quotary_attest.serving.link.door import LinkConfig, LinkDoor
+from quotary_attest.serving.link.door import MAX_CONNECTIONS, LinkConfig, LinkDoor
 from quotary_attest.serving.link.frames import frame
 from quotary_attest.serving.link.messages import STOCK, Ask, Tell
 from quotary_attest.serving.peers import Allowed
@@ -403,6 +403,19 @@ async def test_an_id_serves_one_output_of_the_connection_that_it_was_issued_on(t
         assert await reader.read() == b""
         writer.close()
         assert attester.submitted == 1
+
+
+async def test_a_door_takes_so_many_connections_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    async with LinkDoor(MemoryAttester(), LinkConfig(path)):
+        writers = []
+        for _ in range(MAX_CONNECTIONS):
+            _, writer, _ = await greeted(path)
+            writers.append(writer)
+        reader, writer = await asyncio.open_unix_connection(path)
+        assert await reader.read() == frame([0, Tell.REFUSED])
+        for each in (writer, *writers):
+            each.close()
 
 
 async def test_a_peer_that_reads_nothing_is_not_read_from(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ from quotary_attest.serving.peers import Allowed, Peer, listen_on, peer_of
 from quotary_attest.serving.refusals import logger
 from quotary_verifier.wire.records import Link, Source
 
+MAX_CONNECTIONS: Final = 256
+"""Of one door; a server has one for each of its processes."""
+
 _WATCH_SECONDS: Final = 0.05
 _LAST_WORDS_SECONDS: Final = 5.0
 
@@ -126,6 +129,9 @@ class LinkDoor:
             return None
         if peer is None or not self._config.allowed.admits(peer):
             logger.warning("a process of uid %s was refused", "unknown" if peer is None else peer.uid)
+            return None
+        if len(self._connections) >= MAX_CONNECTIONS:
+            logger.warning("a process of uid %d was refused: too many use the serving link", peer.uid)
             return None
         self._connections.add(connection)
         logger.info("a process of uid %d uses the serving link", peer.uid)
