@@ -180,6 +180,11 @@ def check_ccel(item: Entry) -> None:
     replayed = log.replay(stated(item, bank), bank=BANKS[bank])
     assert replayed.values == stated(item, bank)
     assert replayed.tolerances == ((Tolerance.PADDING,) if padded else ())
+    if len(expected["secure_boot_variable_hex"]) == 2:
+        assert read_secure_boot(replayed).enabled == (expected["secure_boot_variable_hex"] == "01")
+    else:
+        with pytest.raises(EvidenceError, match="neither 0 nor 1"):
+            read_secure_boot(replayed)
 
 
 def check_ccel_table(item: Entry) -> None:

@@ -150,9 +150,8 @@ def test_several_boot_attempts_need_a_tolerance(text: bytes) -> None:
 def test_the_boot_of_a_confidential_vm_is_not_read_as_one_of_a_pc() -> None:
     writer = TcgWriter((0x0C,)).add(1, t.EV_SEPARATOR, bytes(4))
     log = parse_tcg_log(writer.agile(), registers=Registers.CC).replay(writer.values(0x0C), bank=0x0C)
-    for read in (read_boot, read_secure_boot):
-        with pytest.raises(UnsupportedError):
-            read(log)
+    with pytest.raises(UnsupportedError):
+        read_boot(log)
 
 
 # --- Secure Boot ---------------------------------------------------------------------------------------------
@@ -232,7 +231,7 @@ def test_a_configuration_behind_the_separator_or_in_another_pcr_fails() -> None:
     with pytest.raises(EvidenceError, match="behind the separator"):
         read_secure_boot(log_of(late))
     elsewhere = with_event(0, replace(state_event("SecureBoot", b"\x01"), register=1))
-    with pytest.raises(EvidenceError, match="variable SecureBoot in PCR 1"):
+    with pytest.raises(EvidenceError, match="variable SecureBoot in register 1"):
         read_secure_boot(log_of(elsewhere))
 
 
@@ -287,6 +286,35 @@ def test_a_partition_table_is_read_and_a_false_one_is_malformed() -> None:
     ):
         with pytest.raises(MalformedError):
             parse_gpt(false)
+
+
+def confidential(*changes: Written, without: str = "") -> ReplayedLog:
+    """The log of a confidential VM: what a PC extends into PCR 1 and 7 goes into one register."""
+    writer = TcgWriter((0x0C,)).add(1, t.EV_EFI_HANDOFF_TABLES2, b"TdxTable", b"the tables")
+    for name, content in secure_boot_variables().items():
+        if name != without:
+            writer.add(1, t.EV_EFI_VARIABLE_DRIVER_CONFIG, variable(vendor_of(name), name, content))
+    writer.events.extend(changes)
+    for _ in range(2):
+        writer.add(1, t.EV_SEPARATOR, bytes(4))
+    writer.add(1, t.EV_EFI_VARIABLE_AUTHORITY, variable(IMAGE_SECURITY, "db", b"key"))
+    log = parse_tcg_log(writer.agile(), registers=Registers.CC)
+    return log.replay(writer.values(0x0C), bank=0x0C)
+
+
+def test_the_secure_boot_state_of_a_confidential_vm_is_read_from_its_first_register() -> None:
+    state = read_secure_boot(confidential())
+    assert (state.enabled, len(state.dbx), len(state.late_authorities)) == (True, 2, 1)
+    with pytest.raises(EvidenceError, match="register 1 has no variable KEK"):
+        read_secure_boot(confidential(without="KEK"))
+    again = replace(state_event("SecureBoot", b"\0"), register=1)
+    with pytest.raises(EvidenceError, match="variable SecureBoot twice"):
+        read_secure_boot(confidential(again))
+    for kind in (t.EV_EFI_VARIABLE_BOOT, t.EV_IPL):
+        with pytest.raises(EvidenceError, match="of another type"):
+            read_secure_boot(confidential(replace(again, type=kind), without="SecureBoot"))
+    with pytest.raises(EvidenceError, match="no variable SecureBoot"):
+        read_secure_boot(confidential(replace(again, measured=b"else"), without="SecureBoot"))
 
 
 # --- boot loaders --------------------------------------------------------------------------------------------

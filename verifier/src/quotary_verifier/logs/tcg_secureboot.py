@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Secure Boot state of a replayed log: PCR 7 (PFP 1.06 section 3.3.4.8; UEFI 2.10 chapter 32).
+"""The Secure Boot state of a replayed log: PCR 7, or RTMR 0 of a confidential VM, which also holds what a PC extends
+into PCR 1 (PFP 1.06 section 3.3.4.8; UEFI 2.10 chapter 32; UEFI 2.10 section 38.4.1).
 
 Only variables whose digest covers vendor, name and content count, each of them once and before the separator. What
 shim measures afterwards (`MokListTrusted`, `SbatLevel`, vendor certificates) is listed by name and content, and is
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.logs.tcg import Event, ReplayedLog
 from quotary_verifier.logs.tcg_boot import split_at_separator
 from quotary_verifier.logs.tcg_types import (
@@ -20,6 +21,7 @@ from quotary_verifier.logs.tcg_types import (
     EV_EFI_SPDM_DEVICE_POLICY,
     EV_EFI_VARIABLE_AUTHORITY,
     EV_EFI_VARIABLE_DRIVER_CONFIG,
+    EV_SEPARATOR,
     Coverage,
     Registers,
     Tolerance,
@@ -41,6 +43,7 @@ _STATE: Final = {
     (IMAGE_SECURITY, "db"): "db",
     (IMAGE_SECURITY, "dbx"): "dbx",
 }
+_REGISTER: Final = {Registers.TPM: 7, Registers.CC: 1}
 _SPDM = frozenset({EV_EFI_SPDM_DEVICE_POLICY, EV_EFI_SPDM_DEVICE_AUTHORITY})
 
 
@@ -78,19 +81,21 @@ def read_secure_boot(log: ReplayedLog, *, tolerate: Collection[Tolerance] = ()) 
     """Read the Secure Boot state.
 
     Raises:
-        EvidenceError: PCR 7 is not confirmed, a variable is missing, doubled, not covered, behind the separator or in
-            another PCR, or Secure Boot is on without keys.
+        EvidenceError: the register is not confirmed, a variable is missing, doubled, not covered, behind a separator
+            or in another register, or Secure Boot is on without keys.
         MalformedError: a signature database is none.
-        UnsupportedError: the log is not of a TPM.
     """
-    if log.registers is not Registers.TPM:
-        raise UnsupportedError("the Secure Boot state is known for PCR 7 only")
-    _only_in_pcr_7(log)
-    before, behind = split_at_separator(log, 7)
+    register = _REGISTER[log.registers]
+    _only_in(log, register)
+    if log.registers is Registers.TPM:
+        before, behind = split_at_separator(log, register)
+    else:
+        before, behind = _of_secure_boot(log, register)
     state, others, actions, authorities = _configuration(before)
     missing = set(_STATE.values()) - state.keys()
     if missing and Tolerance.NO_SECURE_BOOT_STATE not in tolerate:
-        raise EvidenceError(f"PCR 7 has no variable {min(missing)} (tolerance 'no-secure-boot-state')")
+        where = f"register {register} has no variable {min(missing)}"
+        raise EvidenceError(f"{where} (tolerance {Tolerance.NO_SECURE_BOOT_STATE.value!r})")
     lists = {name: parse_signature_lists(state.get(name, b"")) for name in ("PK", "KEK", "db", "dbx")}
     enabled = _flag(state["SecureBoot"]) if "SecureBoot" in state else False
     if enabled and not (lists["PK"] and lists["KEK"] and lists["db"]):
@@ -109,11 +114,24 @@ def read_secure_boot(log: ReplayedLog, *, tolerate: Collection[Tolerance] = ()) 
     )
 
 
-def _only_in_pcr_7(log: ReplayedLog) -> None:
+def _only_in(log: ReplayedLog, register: int) -> None:
     for event in log.events:
-        variable = _variable(event)
-        if variable is not None and event.register != 7 and (variable.vendor, variable.name) in _STATE:
-            raise EvidenceError(f"event {event.number} has variable {variable.name} in PCR {event.register}")
+        known = _known(_variable(event))
+        if known is not None and event.register != register:
+            raise EvidenceError(f"event {event.number} has variable {known} in register {event.register}")
+
+
+def _of_secure_boot(log: ReplayedLog, register: int) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
+    """Return the variables and authorities of Secure Boot before and behind the first separator of a register that
+    holds much else. A variable whose type or data was exchanged is then missing, or refused for its type."""
+    found: tuple[list[Event], list[Event]] = ([], [])
+    separated = False
+    for event in log.of(register):
+        if event.untrusted_type == EV_SEPARATOR:
+            separated = True
+        elif event.untrusted_type == EV_EFI_VARIABLE_AUTHORITY or _known(_variable(event)) is not None:
+            found[separated].append(event)
+    return tuple(found[False]), tuple(found[True])
 
 
 def _configuration(
@@ -126,7 +144,7 @@ def _configuration(
     authorities: list[Authority] = []
     for event in events:
         kind, variable = event.untrusted_type, _variable(event)
-        known = None if variable is None else _STATE.get((variable.vendor, variable.name))
+        known = _known(variable)
         if kind == EV_EFI_VARIABLE_AUTHORITY:
             authorities.append(Authority(event.number, event.digest, variable))
         elif kind in _SPDM:
@@ -140,7 +158,7 @@ def _configuration(
         elif known is None:
             others.append(variable)
         elif known in state:
-            raise EvidenceError(f"PCR 7 has variable {known} twice")
+            raise EvidenceError(f"the log has variable {known} twice")
         else:
             state[known] = variable.data
     return state, others, actions, authorities
@@ -166,6 +184,11 @@ def _variable(event: Event) -> Variable | None:
         return parse_variable(event.covered)
     except MalformedError:
         return None
+
+
+def _known(variable: Variable | None) -> str | None:
+    """Return the short name of a Secure Boot variable, None for any other."""
+    return None if variable is None else _STATE.get((variable.vendor, variable.name))
 
 
 def _flag(value: bytes) -> bool:
