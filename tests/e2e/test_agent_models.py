@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_server import await_ready, find_engine, llama_server
 from small_engine import PROGRAM, PYTHON, any_port, small_engine
 
 from quotary_cli.main import run
 from quotary_verifier import strip
 
 ATTEST = [sys.executable, "-m", "quotary_cli"]
+QUESTION = b'{"messages":[{"role":"user","content":"Say hello."}],"max_tokens":4}'
 POLICY = 'schema = "quotary-policy/v1"\n[tpm]\nsoftware = true\n[[pin]]\norigin = "{origin}"\n'
 
 
@@ -50,7 +52,7 @@ class Running:
     def ask(self) -> dict[str, Any]:
         """The claims of the verdict about one answer, and its body."""
         url = f"{self.ready['proxy']}/v1/chat/completions"
-        with urllib.request.urlopen(urllib.request.Request(url, b'{"messages":[]}'), timeout=30) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, QUESTION), timeout=30) as answer:
             received = answer.read()
         (self.folder / "body").write_bytes(received)
         verdict = json.loads(
@@ -161,3 +163,38 @@ def test_an_agent_may_stop_with_its_engine(state: Path, tmp_path: Path) -> None:
         engines = [pid for pid in children if "small_engine" in Path(f"/proc/{pid}/cmdline").read_text()]
         subprocess.run(["kill", "-9", *engines], check=True)
         assert agent.process.wait(60) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.demo
+@pytest.mark.timeout(300)
+def test_a_real_engine_is_started_checked_and_exchanged(state: Path, tmp_path: Path) -> None:
+    engine = find_engine()
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(engine.weights.read_bytes() + b"\0")  # other bytes, which the server does not mind
+    arguments = ["-m", "{model}", "-a", "smollm2", "--host", "127.0.0.1", "--port", "{port}"]
+    arguments += ["-c", "512", "-np", "1", "-t", "2", "--no-webui"]
+    (tmp_path / "agent.toml").write_text(
+        f'[state]\nfolder = "{state}"\n[[model]]\nname = "smollm2"\nfiles = ["{engine.weights}"]\n'
+        f'[engine]\nbinary = "{engine.server}"\narguments = {json.dumps(arguments)}\nstart = true\n'
+        f'environment = {{ LD_LIBRARY_PATH = "{engine.libraries}" }}\ncode = ["{engine.server.parent}"]\n'
+        f'[[proxy]]\nupstream = "http://127.0.0.1:{any_port()}"\nlisten = "127.0.0.1:0"\n'
+    )
+    with running(state, tmp_path, "--config", tmp_path / "agent.toml") as agent:
+        before = agent.ask()
+        assert (before["model"], before["model_link"]) == ("smollm2", "started")
+        swapped = json.loads(
+            attest("agent", "swap", "--state", state, "--model", f"smollm2={copy}", "--json")
+        )
+        after = agent.ask()
+        assert after["model_weights"] == swapped["digest"] != before["model_weights"]
+        assert after["model_link"] == "started"
+    with (
+        llama_server(engine, tmp_path / "server.log") as url,
+        running(
+            state, tmp_path, "--model", f"smollm2={engine.weights}", "--engine", engine.server,
+            "--upstream", url, "--listen", "127.0.0.1:0",
+        ) as agent,
+    ):  # fmt: skip
+        await_ready(url, tmp_path / "server.log")
+        assert agent.ask()["model_link"] == "checked"
