@@ -20,6 +20,7 @@ _COMMANDS = {
         "check_config",
         "Check a configuration file, every error at once.",
     ),
+    "doctor": ("quotary_cli.agent_doctor", "doctor", "Look for what keeps the agent from attesting."),
     "measure": ("quotary_cli.agent_measure", "measure", "Print what the agent would measure for a model."),
     "swap": ("quotary_cli.agent_swap", "swap", "Exchange a model of the running agent; no request is lost."),
     "sign": ("quotary_cli.agent_client", "sign", "Have the running agent attest files."),
