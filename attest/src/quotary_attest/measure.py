@@ -20,6 +20,7 @@ from pathlib import Path
 from quotary_attest.measuring.errors import MeasureError, SignatureError
 from quotary_attest.measuring.files import Identity, MeasuredFile, Progress, hash_file, hash_files
 from quotary_attest.measuring.folder import check_file_name, model_files, part_of
+from quotary_attest.measuring.gguf import gguf_parts
 from quotary_attest.measuring.verity import KnownDigests
 from quotary_verifier.wire.records import Link
 
@@ -58,12 +59,15 @@ class Measurement:
 
     @property
     def parts(self) -> Mapping[str, bytes]:
-        """For a folder the digest of each part of the model, by the part's name: what a change of the whole came from.
+        """The digest of each part of the model, by the part's name: what a change of the whole came from.
 
-        Each is the SHA-256 of the manifest lines of the part's files.
+        For a folder, each is the SHA-256 of the manifest lines of the part's files; for files, what the head of the
+        first says, if it is GGUF. Raises MeasureError where that file has changed since.
         """
         if self.folder is None:
-            return {}
+            first = self.files[0]
+            readable = first.name.endswith(".gguf") and first.path is not None and first.identity is not None
+            return gguf_parts(first.path, first.identity) if readable else {}  # type: ignore[arg-type]
         names = sorted({part_of(file.name) for file in self.files})
         return {part: _manifest_digest([f for f in self.files if part_of(f.name) == part]) for part in names}
 
