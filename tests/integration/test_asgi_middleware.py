@@ -164,6 +164,23 @@ async def test_an_answer_that_says_who_may_not_ask_is_never_attested(status: int
         assert not attester.submitted
 
 
+async def test_requests_that_leave_no_record_use_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quotary_attest.serving.link.connection.STOCK", 8)
+
+    async def guarded(request: Request) -> Response:
+        return whole(b"{}", 401) if request.headers.get("x") else await script(request)
+
+    async with served(MemoryAttester(), guarded, tmp_path) as server:
+        for headers in ({"x": "1"}, {"Quotary-Nonce": "nonsense"}):
+            for _ in range(20):
+                async with server.post(headers=headers) as answer:
+                    assert answer.headers["Quotary-Attested"] == "no"
+        async with server.post() as answer:
+            assert strip(await answer.read())[1] is not None
+
+
 @pytest.mark.parametrize(
     ("answer_with", "state"),
     [

@@ -281,6 +281,22 @@ async def test_many_outputs_at_once_never_run_out_of_ids_and_each_gets_its_own(t
         assert len(set(ids)) == 7200
 
 
+async def test_ids_of_outputs_that_never_begin_are_used_up_and_replaced(tmp_path: Path) -> None:
+    attester = MemoryAttester()
+    async with linked(attester, tmp_path / "link.sock") as (door, remote):
+        seen = set()
+        for _ in range(3):
+            for _ in range(STOCK // 2):
+                output_id = remote.new_output_id()
+                seen.add(output_id)
+                remote.abandon(output_id)
+            await remote.submit(an_output(remote))  # the agent has read all that by then
+        assert len(seen) == 3 * STOCK // 2
+        (connection,) = door._connections
+        assert len(connection._issued) <= STOCK
+        assert not attester.abandoned
+
+
 async def test_more_outputs_than_the_agent_issued_ids_for_are_refused(tmp_path: Path) -> None:
     async with linked(MemoryAttester(), tmp_path / "link.sock") as (_, remote):
         for _ in range(STOCK):

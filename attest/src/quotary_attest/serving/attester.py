@@ -44,7 +44,7 @@ class Attester(Protocol):
         ...
 
     def abandon(self, output_id: bytes) -> None:
-        """Take an announcement back: there will be no such output. Does nothing for one that is not announced."""
+        """There will be no such output, announced or not: nobody waits for it any more, and its id is used up."""
         ...
 
     @property

@@ -77,8 +77,8 @@ class Ticket:
     """What is known of one output before its bytes are."""
 
     __slots__ = (
-        "_alias", "_commitment", "_context", "_credential", "_model", "_nonce", "_recorder", "_used", "key",
-        "output_id", "tie",
+        "_alias", "_commitment", "_context", "_credential", "_ended", "_model", "_nonce", "_recorder", "_used",
+        "key", "output_id", "tie",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +102,7 @@ class Ticket:
         self._commitment: bytes | None = None
         self._alias: bytes | None = None
         self._used = True
+        self._ended = False
         self.key = secrets.token_bytes(REQUEST_KEY_BYTES)
         """The request key, 32 bytes: what is derived from the request is committed to under it."""
         self.output_id = recorder.attester.new_output_id()
@@ -177,7 +178,7 @@ class Ticket:
         """Submit the output without waiting for its commit."""
         if self._used:
             raise RuntimeError("this output was submitted or abandoned before")
-        self._used = True
+        self._used = self._ended = True
         if account.upstream_id is not None and self._alias is None:
             self.known_as(account.upstream_id)
         output = NewOutput(
@@ -197,7 +198,7 @@ class Ticket:
         return self._recorder.start(self._recorder.attester.submit(output))
 
     def abandon(self) -> None:
-        """Take the announcement back if nothing was submitted."""
-        if not self._used:
-            self._used = True
+        """Say that there will be no such output, unless it was submitted: announced or not, its id is used up."""
+        if not self._ended:
+            self._used = self._ended = True
             self._recorder.attester.abandon(self.output_id)

@@ -140,7 +140,7 @@ class RemoteAttester:
         link.tell(Ask.RESERVE, output_id)
 
     def abandon(self, output_id: bytes) -> None:
-        """Take an announcement back."""
+        """There will be no such output; the agent issues another id for it."""
         link = self._link
         if link is not None and output_id in link.issued:
             link.issued.discard(output_id)

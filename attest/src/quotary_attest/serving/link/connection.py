@@ -221,7 +221,9 @@ class Connection(asyncio.Protocol):
         if output_id in self._reserved:
             self._reserved.discard(output_id)
             self._attester.abandon(output_id)
-            self._issue()
+        # also one that was shown to a client and never announced: it must not serve another output
+        self._issued.discard(output_id)
+        self._issue()
 
     def _alias(self, _: int, alias: Any, output_id: Any) -> None:
         self._check(alias, _ALIAS, "an alias")
