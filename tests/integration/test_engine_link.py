@@ -23,7 +23,7 @@ from quotary_attest.agent import Agent
 from quotary_attest.engine.outputs import NewOutput
 from quotary_attest.enginelink import Peer, ProcessPeer, TcpPeer
 from quotary_attest.inventory import EngineFile, Inventory, measure_inventory
-from quotary_attest.linking import sockets
+from quotary_attest.linking import checked, sockets
 from quotary_attest.linking.checked import CheckedLink
 from quotary_attest.linking.processes import Process, holder_of
 from quotary_attest.linking.sockets import peer_inodes
@@ -325,6 +325,27 @@ def test_one_who_shares_the_engines_address_ends_the_check(host: Host) -> None:
             assert host.link.link(key, peer) is Link.CONFIGURED
             stranger.kill()
             stranger.wait()
+        assert host.link.link(key, peer) is Link.CHECKED
+
+
+def test_all_processes_are_looked_at_less_and_less_often_where_none_is_the_one(
+    monkeypatch: pytest.MonkeyPatch, host: Host
+) -> None:
+    looked: list[float] = []
+
+    def nobody(_inodes: frozenset[int]) -> None:
+        looked.append(host.now)
+
+    key = host.inventory.workload.models[0].key
+    with host.weights.open("rb"), closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        peer = TcpPeer(("127.0.0.1", 1), listener.getsockname())
+        with monkeypatch.context() as patched:
+            patched.setattr(checked, "holder_of", nobody)
+            while host.now < 100:
+                assert host.link.link(key, peer) is Link.CONFIGURED
+                host.now += 0.5
+        assert looked == [0.0, 2.0, 6.0, 14.0, 30.0, 62.0, 94.0]
+        host.now += 32
         assert host.link.link(key, peer) is Link.CHECKED
 
 

@@ -28,6 +28,8 @@ RECHECK_SECONDS: Final = 1.0
 _MOST_EXECUTABLE: Final = 1 << 30
 _MOST_KNOWN: Final = 64
 _ATTEMPTS: Final = 3
+_LONGEST_WAIT: Final = 32
+"""Times `recheck_seconds` between two looks at all processes where none was the right one."""
 
 _LOG = logging.getLogger("quotary.link")
 
@@ -102,7 +104,7 @@ class CheckedLink:
         self._known: dict[Process, dict[tuple[str, bool], _Finding]] = {}
         self._digests: dict[Identity, bytes] = {}
         self._unchanged: dict[str, tuple[float, Path | None]] = {}
-        self._searched: dict[Address, float] = {}
+        self._searched: dict[Address, tuple[float, int]] = {}
         self._told: dict[str, _Told] = {}
         if engine.identity is not None:
             self._digests[engine.identity] = engine.digest
@@ -142,7 +144,8 @@ class CheckedLink:
         if isinstance(peer, ProcessPeer):
             return Process.of(peer.pid)
         now = self._clock()
-        searching = now - self._searched.get(peer.theirs, -1e9) >= self._recheck
+        last, failures = self._searched.get(peer.theirs, (-1e9, 0))
+        searching = now - last >= self._recheck * min(1 << failures, _LONGEST_WAIT)
         inodes = peer_inodes(peer)
         for _ in range(_ATTEMPTS):
             process = self._known_with(inodes)
@@ -150,9 +153,11 @@ class CheckedLink:
                 # looking at every process is for when an engine was exchanged, not for every request
                 if len(self._searched) >= _MOST_KNOWN:
                     self._searched.clear()
-                self._searched[peer.theirs] = now
+                self._searched[peer.theirs] = now, failures + 1
                 self._known = {known: found for known, found in self._known.items() if known.alive}
                 process = holder_of(inodes)
+                if process is not None:
+                    self._searched[peer.theirs] = now, 0
             if process is not None:
                 return process
             before, inodes = inodes, peer_inodes(peer)
