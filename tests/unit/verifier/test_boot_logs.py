@@ -154,3 +154,20 @@ def test_an_output_of_the_same_commit_is_verified_in_full_where_logs_came_along(
     assert commit.verify(attestation.encode(), question).claim("boot_log.tcg") is not None
     with pytest.raises(Rejected, match="boot-logs"):
         commit.verify(carrying(forge, tcg=BOOT.without(0).agile()).encode(), question)
+
+
+def test_a_log_of_an_unknown_version_is_not_checked_and_rejects_nothing() -> None:
+    forge = host()
+    newer = BOOT.agile().replace(b"Spec ID Event03", b"Spec ID Event04")
+    verdict = judge(forge, carrying(forge, tcg=newer))
+    assert step(verdict) == (
+        CheckState.NOT_CHECKED,
+        "not checked: the event log is of a version that is not known",
+    )
+    assert verdict.claim("boot_log.tcg") is None
+
+
+def test_a_boot_aggregate_over_a_pcr_that_commits_extend_is_not_checked() -> None:
+    forge = Forge(chain_pcr=6, pcrs={10: replayed(RECORDS)})
+    verdict = judge(forge, carrying(forge, ima=ima(RECORDS)))
+    assert "over a PCR that each commit extends" in step(verdict)[1]

@@ -10,6 +10,7 @@ import pytest
 from ima_logs import SIZES, counted, file_data, host_log, ima_entry, ng, replayed
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.logs import ima
 from quotary_verifier.logs.ima import ImaTolerance, ReplayedIma, parse_ima_ascii, parse_ima_binary
 from quotary_verifier.logs.ima_fields import boot_aggregate, check_boot_aggregate, decode, fields_of
 
@@ -269,6 +270,39 @@ def test_the_boot_aggregate_is_over_pcr_0_to_7_or_0_to_9(last: int) -> None:
         check_boot_aggregate(decode(b"ima-ng", file_data(1)), PCRS)
     with pytest.raises(UnsupportedError, match="sha1 bank"):
         check_boot_aggregate(decode(b"ima-ng", ng("boot_aggregate", bytes(20), label=b"sha1")), PCRS)
+
+
+def test_more_records_or_bytes_than_a_log_may_have_are_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"".join(
+        b"10 %s ima-ng sha256:%s /a\n" % (b"0" * 40, DIGEST.hex().encode()) for _ in range(len(DATAS))
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(ima, "MAX_IMA_RECORDS", len(DATAS) - 1)
+        for log in (parse_ima_binary(LOG), parse_ima_ascii(text)):
+            with pytest.raises(MalformedError, match="more than"):
+                list(log.unverified_records_do_not_trust())
+    with monkeypatch.context() as patch:
+        patch.setattr(ima, "MAX_IMA_LOG", 100)
+        for parse in (parse_ima_binary, parse_ima_ascii):
+            with pytest.raises(MalformedError, match="longer than"):
+                parse(LOG)
+
+
+def test_a_record_larger_than_one_may_be_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ima, "_MAX_TEMPLATE_DATA", 20)
+    with pytest.raises(MalformedError, match="bytes"):
+        list(parse_ima_binary(LOG).unverified_records_do_not_trust())
+
+
+def test_a_file_name_longer_than_the_first_template_takes_is_malformed() -> None:
+    head = (10).to_bytes(4, "little") + bytes(20) + (3).to_bytes(4, "little") + b"ima"
+    for size in (256, 2**32 - 1):
+        data = head + bytes(20) + size.to_bytes(4, "little") + b"a" * 300
+        with pytest.raises(MalformedError, match="file name"):
+            list(parse_ima_binary(data).unverified_records_do_not_trust())
+    line = b"10 " + b"0" * 40 + b" ima " + b"0" * 40 + b" " + b"a" * 256
+    with pytest.raises(MalformedError, match="file name"):
+        list(parse_ima_ascii(line).unverified_records_do_not_trust())
 
 
 def test_a_file_that_is_no_log_is_malformed() -> None:

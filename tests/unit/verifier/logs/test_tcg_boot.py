@@ -137,6 +137,21 @@ def test_an_application_behind_the_end_of_boot_services_fails() -> None:
         read_boot(log_of(with_event(len(BOOT.events), late)))
 
 
+def test_a_pcr_5_that_moved_on_leaves_the_end_of_boot_services_unknown() -> None:
+    log = parse_tcg_log(BOOT.agile()).replay({**BOOT.values(), 5: bytes(32)})
+    with pytest.raises(EvidenceError, match="no-exit-boot-services"):
+        read_boot(log)
+    boot = read_boot(log, tolerate={Tolerance.NO_EXIT_BOOT_SERVICES})
+    assert (len(boot.applications), boot.exit_boot_services) == (2, False)
+
+
+@pytest.mark.parametrize("pcr", [0, 1, 2, 3, 4, 6, 7])
+def test_a_boot_with_a_firmware_pcr_that_is_not_confirmed_is_not_read(pcr: int) -> None:
+    log = parse_tcg_log(BOOT.agile()).replay({**BOOT.values(), pcr: bytes(32)}, required={8})
+    with pytest.raises(EvidenceError, match=f"register {pcr}"):
+        read_boot(log)
+
+
 @pytest.mark.parametrize(
     "text", [b"Returning from EFI Application from Boot Option", b"Calling EFI Application from Boot Option"]
 )
@@ -250,7 +265,9 @@ def test_what_shim_measures_is_neither_a_database_nor_an_error() -> None:
 def test_further_variables_and_remarks_of_the_firmware_are_shown() -> None:
     writer = with_event(0, state_event("DeployedMode", b"\x01"))
     writer.events.insert(0, Written(7, t.EV_EFI_ACTION, b"UEFI Debug Mode"))
+    writer.events.insert(0, Written(7, t.EV_EFI_SPDM_DEVICE_POLICY, b"policy"))
     state = read_secure_boot(log_of(writer))
+    assert [one.variable for one in state.authorities] == [None]
     assert [one.name for one in state.others] == ["DeployedMode"]
     assert state.actions == ("UEFI Debug Mode",)
 
@@ -336,6 +353,7 @@ def test_systemd_and_linux_are_shown_with_the_texts_that_are_covered() -> None:
     writer = TcgWriter().add(11, t.EV_IPL, ".linux\0".encode("utf-16-le"), b".linux\0")
     writer.add(11, t.EV_IPL, ".linux\0".encode("utf-16-le"), b"the kernel").add(12, t.EV_IPL, line)
     writer.add(9, t.EV_EVENT_TAG, tag, line).add(9, t.EV_EVENT_TAG, tag[:6], line)
+    writer.add(12, t.EV_EVENT_TAG, bytes(8), line)
     found = [
         (one.untrusted_kind, one.text, one.untrusted_label) for one in read_loader_events(log_of(writer))
     ]
@@ -345,6 +363,7 @@ def test_systemd_and_linux_are_shown_with_the_texts_that_are_covered() -> None:
         (Kind.COMMAND_LINE, "root=/dev/vda quiet", ""),
         (Kind.TAG, None, "command line of the Linux EFI stub: LOADED_IMAGE::LoadOptions"),
         (Kind.TAG, None, ""),
+        (Kind.TAG, None, "0x00000000"),
     ]
 
 

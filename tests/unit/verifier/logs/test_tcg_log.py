@@ -10,6 +10,7 @@ import pytest
 from tcg_logs import TcgWriter, Written, good_boot, variable
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.logs import tcg
 from quotary_verifier.logs import tcg_types as t
 from quotary_verifier.logs.tcg import ReplayedLog, parse_tcg_log
 from quotary_verifier.logs.tcg_types import Coverage, Registers, Tolerance
@@ -133,6 +134,33 @@ def test_an_event_with_another_number_of_digests_is_malformed(count: int) -> Non
     data[at : at + 4] = count.to_bytes(4, "little")
     with pytest.raises(MalformedError, match="digests"):
         parse_tcg_log(bytes(data))
+
+
+def test_a_digest_given_twice_is_malformed_even_where_the_count_fits() -> None:
+    one = TcgWriter(banks=(0x0B,)).add(4, t.EV_EFI_ACTION, b"one")
+    body = one.encode(one.events[0])
+    twice = body[:8] + b"\2\0\0\0" + body[12:46] * 2 + body[46:]
+    assert parse_tcg_log(TcgWriter().header() + body).banks == (0x04, 0x0B)
+    with pytest.raises(MalformedError, match="twice"):
+        parse_tcg_log(TcgWriter().header() + twice)
+
+
+def test_bytes_behind_the_vendors_part_of_the_spec_id_event_are_malformed() -> None:
+    header = BOOT.header()
+    size = int.from_bytes(header[28:32], "little")
+    longer = header[:28] + (size + 1).to_bytes(4, "little") + header[32:] + b"\0"
+    with pytest.raises(MalformedError, match="trailing"):
+        parse_tcg_log(longer)
+    vendor = header[:28] + (size + 3).to_bytes(4, "little") + header[32:-1] + b"\3IBM"
+    assert parse_tcg_log(vendor).banks == BOOT.banks
+
+
+def test_more_events_or_data_than_a_log_may_have_are_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, value in (("MAX_TCG_EVENTS", len(BOOT.events)), ("MAX_TCG_DATA", 20), ("MAX_BOOT_LOG", 100)):
+        with monkeypatch.context() as patch:
+            patch.setattr(tcg, limit, value)
+            with pytest.raises(MalformedError):
+                parse_tcg_log(BOOT.agile())
 
 
 def test_a_digest_given_twice_or_of_a_bank_the_log_does_not_have_is_malformed() -> None:

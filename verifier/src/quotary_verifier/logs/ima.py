@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
+from itertools import islice
 from typing import Final, NamedTuple
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
@@ -124,15 +125,15 @@ class ImaLog:
         self.size = len(data)
         """Bytes of the log."""
 
-    def read(self, count: int = MAX_IMA_RECORDS) -> Iterator[tuple[ImaRecord, int]]:
-        """Yield up to `count` records with the offset at which each ends, unverified.
+    def read(self, count: int | None = None) -> Iterator[tuple[ImaRecord, int]]:
+        """Yield all records, or the first `count`, with the offset at which each ends, unverified.
 
         Raises:
             MalformedError: a record is not well formed.
             UnsupportedError: a record of an ASCII log has a template that is not known.
         """
         read = _text_records if self._ascii else _binary_records
-        yield from read(self._data, self.digest_size, count)
+        yield from islice(read(self._data, self.digest_size), count)
 
     def unverified_records_do_not_trust(self) -> Iterator[ImaRecord]:
         """Yield all records as the log gives them. Nothing shows that any of them was measured.
@@ -304,10 +305,10 @@ def _is_name(name: bytes) -> bool:
     return name.isascii() and name.decode("ascii").isprintable()
 
 
-def _binary_records(data: bytes, digest_size: int, count: int) -> Iterator[tuple[ImaRecord, int]]:
+def _binary_records(data: bytes, digest_size: int) -> Iterator[tuple[ImaRecord, int]]:
     head, length_of = struct.Struct(f"<I{digest_size}sI"), _U32.unpack_from
     at, end, total = 0, 0, len(data)
-    for number in range(count):
+    for number in range(MAX_IMA_RECORDS):
         if at == total:
             return
         try:
@@ -328,7 +329,7 @@ def _binary_records(data: bytes, digest_size: int, count: int) -> Iterator[tuple
             raise MalformedError(f"record {number} of the IMA log is not well formed")
         at = end
         yield ImaRecord(number, pcr, digest, template, content), end
-    if at < total and count == MAX_IMA_RECORDS:
+    if at < total:
         raise MalformedError(f"the IMA log has more than {MAX_IMA_RECORDS} records")
 
 
@@ -342,9 +343,9 @@ def _legacy(data: bytes, at: int) -> tuple[bytes, int]:
     return data[at : at + _LEGACY_DIGEST] + name.ljust(NAME_FIELD + 1, b"\0"), end
 
 
-def _text_records(data: bytes, digest_size: int, count: int) -> Iterator[tuple[ImaRecord, int]]:
+def _text_records(data: bytes, digest_size: int) -> Iterator[tuple[ImaRecord, int]]:
     at = 0
-    for number in range(count):
+    for number in range(MAX_IMA_RECORDS):
         if at == len(data):
             return
         stop = data.find(b"\n", at)
@@ -354,7 +355,7 @@ def _text_records(data: bytes, digest_size: int, count: int) -> Iterator[tuple[I
             yield _text_record(line, number, digest_size), at
         except MalformedError as error:
             raise MalformedError(f"line {number} of the IMA log: {error}") from None
-    if at < len(data) and count == MAX_IMA_RECORDS:
+    if at < len(data):
         raise MalformedError(f"the IMA log has more than {MAX_IMA_RECORDS} records")
 
 

@@ -91,9 +91,7 @@ class _Reading:
             said.append(f"{len(log.violations)} violations")
         if log.unconfirmed:
             said.append(f"{log.unconfirmed} later bytes not considered")
-        first = next(log.records(), None)
-        if first is not None:
-            said.append(_aggregate(first, self._quoted, firmware))
+        said.append(_aggregate(next(log.records()), self._quoted, firmware))
         self.replayed.append((BOOT_LOG_IMA, ", ".join(said)))
         return log
 
