@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import httpx2
 import pytest
 from forge import NOW, Forge
 from hypothesis import given, settings
@@ -25,6 +27,7 @@ from quotary import (
 )
 from quotary.answers import attach
 from quotary.exchanges import Exchange, Form
+from quotary.httpx2 import AsyncVerifyingTransport, VerifyingTransport
 from quotary.judge import Judge
 from quotary_verifier.wire.inband import insert
 
@@ -195,6 +198,38 @@ def test_commits_are_remembered_for_their_second_and_not_without_end() -> None:
         read(made, STREAM, attestation())
         assert verdict(made).report.at == NOW + number
         assert len(moving._commits) == min(number + 1, 16)
+
+
+class Endless(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """A body without end, of which no more than a limit may be read."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 60_000
+        pytest.fail("read on past the limit")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
+
+def endless_host(request: httpx2.Request) -> httpx2.Response:
+    """Answer, and hand out an attestation without end."""
+    if request.method == "POST":
+        return httpx2.Response(200, headers=[JSON, ID], stream=httpx2.ByteStream(PLAIN_HOST.body))
+    return httpx2.Response(200, stream=Endless())
+
+
+async def test_no_more_of_an_attestation_is_fetched_than_may_be_one() -> None:
+    over = httpx2.MockTransport(endless_host)
+    with (
+        httpx2.Client(transport=VerifyingTransport(judge(PLAIN_HOST), over)) as client,
+        pytest.raises(AttestationNotChecked, match="longer than 1048576 bytes"),
+    ):
+        client.post(URL)
+    async with httpx2.AsyncClient(transport=AsyncVerifyingTransport(judge(PLAIN_HOST), over)) as other:
+        with pytest.raises(AttestationNotChecked, match="longer than 1048576 bytes"):
+            await other.post(URL)
 
 
 def test_an_abandoned_answer_has_no_verdict_and_a_judged_one_keeps_its_own() -> None:
