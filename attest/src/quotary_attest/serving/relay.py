@@ -56,7 +56,10 @@ class StreamRelay:
         response = web.StreamResponse(status=self._answer.status, reason=self._answer.reason, headers=headers)
         try:
             await response.prepare(self._request)
-            await self._finish(response, await self._pump(response, begun))
+            # In a task of its own: for each piece the interpreter steps through all coroutines from the task to the
+            # one that waits, and the handler's are a dozen. Its cancellation is passed on to the task.
+            ending = await asyncio.create_task(self._pump(response, begun))
+            await self._finish(response, ending)
         except ConnectionError:
             self._client_gone()
         except asyncio.CancelledError:
