@@ -24,6 +24,7 @@ from quotary_attest.workload import (
     Part,
     ServedModel,
     Workload,
+    check_name,
     measure_model,
     measure_part,
 )
@@ -85,11 +86,13 @@ def measure_engine(engine: EngineFile, progress: Progress | None = None) -> tupl
 
     Raises:
         MeasureError: a file cannot be measured.
+        ValueError: name, version or image are too long for the workload log.
     """
     binary = measure_file(engine.binary, progress)
     details: dict[str, DetailValue] = {}
     for name, text in (("version", engine.version), ("image", engine.image)):
         if text:
+            check_name(text)
             details[name] = text
     for place, folder in enumerate(engine.code):
         details["code" if place == 0 else f"code_{place}"] = measure_files([folder], progress).digest

@@ -103,6 +103,8 @@ def test_a_name_means_the_model_that_was_added_last_and_then_the_one_that_is_lef
 def test_what_cannot_be_measured_or_named_is_refused(files: Path) -> None:
     with pytest.raises(MeasureError):
         measure_inventory([], EngineFile("x", files / "absent"))
+    with pytest.raises(ValueError, match="1 to 500 bytes"):
+        measure_inventory([], EngineFile("x", files / "engine", version="1" * 501))
     with pytest.raises(ValueError, match="a part of a model is one of"):
         Part("weights", "x", bytes(32))
     with pytest.raises(ValueError, match="1 to 500 bytes"):

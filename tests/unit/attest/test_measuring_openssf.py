@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import small_pki
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from signed_models import bundle, public_pem, statement, text, write_files
 
 from quotary_attest.measure import MeasureError, ModelFile, SignatureError
@@ -217,6 +218,20 @@ def test_certificates_that_may_not_sign_or_lead_nowhere_are_refused(folder: Path
         checked(folder, without_issuer, authority.signers)
     with pytest.raises(SignatureError, match="1 to 8 certificates"):
         checked(folder, bundle(authority.key, statement(FILES), [authority.leaf] * 9), authority.signers)
+
+
+def test_certificates_too_large_for_the_log_are_refused(folder: Path) -> None:
+    authority = Authority()
+    huge = bundle(authority.key, statement(FILES), [bytes(20_000)])
+    with pytest.raises(SignatureError, match="too large"):
+        checked(folder, huge, authority.signers)
+    names = [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "x" * 64)] * 20
+    leaf = authority.issuer.issue(
+        x509.Name(names), authority.key, [(small_pki.usage("digital_signature"), True)], days=(-30, -1)
+    )
+    long = bundle(authority.key, statement(FILES), [leaf.public_bytes(Encoding.DER), authority.issuer.der])
+    with pytest.raises(SignatureError, match="name is too long"):
+        checked(folder, long, authority.signers)
 
 
 def test_an_end_certificate_cannot_issue_signers(folder: Path) -> None:

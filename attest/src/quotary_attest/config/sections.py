@@ -98,9 +98,9 @@ class EngineSection:
     """Variables that it runs with."""
     code: tuple[Path, ...] = key(list_of(PATH, most=16), ())
     """Folders that it runs from, such as a Python environment, to be measured."""
-    version: str | None = key(TEXT, None)
+    version: str | None = key(NAME, None)
     """As the operator states it."""
-    image: str | None = key(TEXT, None)
+    image: str | None = key(NAME, None)
     """Digest of the container image that it runs in, as the operator states it."""
     check: bool = key(SWITCH, True)
     """Whether the process behind each connection is looked at, as far as the host allows."""

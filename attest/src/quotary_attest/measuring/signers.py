@@ -21,6 +21,8 @@ from cryptography.x509.verification import (
 from quotary_attest.measuring.errors import SignatureError
 
 _MAX_CERTIFICATES: Final = 8
+_MAX_CERTIFICATE: Final = 16_384
+_MAX_SUBJECT: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ def certificate_path(ders: Sequence[bytes], authorities: Sequence[x509.Certifica
     """
     if not authorities:
         raise SignatureError("the signature was made with a certificate, and no authority is trusted")
+    if any(len(der) > _MAX_CERTIFICATE for der in ders):
+        raise SignatureError("a certificate of the signature is too large")
     if not 1 <= len(ders) <= _MAX_CERTIFICATES:
         raise SignatureError(f"the signature has not 1 to {_MAX_CERTIFICATES} certificates")
     try:
@@ -64,6 +68,8 @@ def certificate_path(ders: Sequence[bytes], authorities: Sequence[x509.Certifica
         chain = verifier.verify(leaf, others).chain
     except (VerificationError, ValueError, x509.DuplicateExtension) as error:
         raise SignatureError(f"the signer's certificate path does not hold: {str(error).lower()}") from None
+    if len(leaf.subject.rfc4514_string()) > _MAX_SUBJECT:
+        raise SignatureError("the signer's name is too long for the workload log")
     if len(chain) < 2:
         raise SignatureError("the signer's certificate is an authority's itself")
     return leaf
