@@ -50,7 +50,7 @@ async def talkative(call: Call) -> None:
         await call.answer(completion(text))
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("form", ["json", pytest.param("text", marks=pytest.mark.slow)])
 async def test_no_word_of_requests_answers_headers_or_credentials_is_logged_or_counted(
     tpm: Tpm, tmp_path: Path, form: str
 ) -> None:

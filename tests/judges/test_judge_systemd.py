@@ -131,6 +131,7 @@ def allowed_calls() -> set[str]:
     return allowed
 
 
+@pytest.mark.slow
 async def test_an_agent_works_with_the_system_calls_that_the_service_lets_it_make(
     tpm: Tpm, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def _forbidding() -> None:
         pytest.skip("this kernel cannot forbid such memory")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_forbidding")
 async def test_an_agent_works_without_memory_that_can_be_written_and_executed(
     tpm: Tpm, tmp_path: Path
