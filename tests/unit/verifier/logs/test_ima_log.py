@@ -111,6 +111,18 @@ def test_records_of_several_pcrs_are_replayed_together() -> None:
         parse_ima_binary(b"".join(entries)).replay({10: quoted[10]})
 
 
+def test_a_prefix_fits_only_if_every_pcr_it_extended_does() -> None:
+    data = ima_entry(DATAS[0], pcr=11) + ima_entry(DATAS[1])
+    quoted = {10: replayed([DATAS[1]]), 11: replayed([DATAS[2]])}
+    with pytest.raises(EvidenceError, match="no prefix"):
+        parse_ima_binary(data).replay(quoted)
+
+
+def test_a_log_that_is_cut_off_before_the_quote_is_malformed() -> None:
+    with pytest.raises(MalformedError, match="record 6 "):
+        parse_ima_binary(LOG[:-1]).replay(QUOTED)
+
+
 def test_a_pcr_may_begin_with_what_the_caller_knows_of_it() -> None:
     start = hashlib.sha256(b"earlier").digest()
     value = hashlib.sha256(start + hashlib.sha256(DATAS[0]).digest()).digest()

@@ -26,7 +26,13 @@ from quotary_verifier.logs.tcg_boot import read_boot
 from quotary_verifier.logs.tcg_loaders import Kind, read_loader_events
 from quotary_verifier.logs.tcg_secureboot import read_secure_boot
 from quotary_verifier.logs.tcg_types import Registers, Tolerance
-from quotary_verifier.logs.uefi import GLOBAL, IMAGE_SECURITY, parse_gpt, parse_signature_lists
+from quotary_verifier.logs.uefi import (
+    GLOBAL,
+    IMAGE_SECURITY,
+    parse_gpt,
+    parse_signature_lists,
+    parse_variable,
+)
 
 BOOT = good_boot()
 EXIT = 2
@@ -285,6 +291,13 @@ def test_further_variables_and_remarks_of_the_firmware_are_shown() -> None:
 def test_a_signature_database_whose_sizes_do_not_fit_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedError):
         parse_signature_lists(data)
+
+
+@pytest.mark.parametrize("size", [1025, 2**63])
+def test_a_variable_whose_name_is_too_long_is_malformed(size: int) -> None:
+    data = bytes(16) + size.to_bytes(8, "little") + bytes(8) + b"a\0" * 1025
+    with pytest.raises(MalformedError, match="characters"):
+        parse_variable(data)
 
 
 def test_a_partition_table_is_read_and_a_false_one_is_malformed() -> None:

@@ -97,12 +97,7 @@ def variable_end(data: bytes) -> int:
         MalformedError: there is none, or it ends behind the bytes.
     """
     reader = Reader(data, "a UEFI variable")
-    reader.take(16)
-    characters, size = reader.number(8), reader.number(8)
-    if characters > _MAX_NAME:
-        raise MalformedError(f"the name of a UEFI variable has {characters} characters")
-    utf16(reader.take(2 * characters), "the name of a UEFI variable")
-    reader.take(size)
+    _read_variable(reader)
     return reader.at
 
 
@@ -113,14 +108,18 @@ def parse_variable(data: bytes) -> Variable:
         MalformedError: it is none.
     """
     reader = Reader(data, "a UEFI variable")
+    variable = _read_variable(reader)
+    reader.end()
+    return variable
+
+
+def _read_variable(reader: Reader) -> Variable:
     vendor = guid(reader.take(16))
     characters, size = reader.number(8), reader.number(8)
     if characters > _MAX_NAME:
         raise MalformedError(f"the name of a UEFI variable has {characters} characters")
     name = utf16(reader.take(2 * characters), "the name of a UEFI variable")
-    content = reader.take(size)
-    reader.end()
-    return Variable(vendor, name, content)
+    return Variable(vendor, name, reader.take(size))
 
 
 def parse_signature_lists(data: bytes) -> tuple[Signature, ...]:

@@ -22,6 +22,8 @@ from quotary_verifier.wire.records import TpmIdentity
 
 _FIRMWARE = range(8)
 _AGGREGATE = range(8, 10)
+_SHOWN = 64
+"""Characters of an unknown name that are repeated."""
 
 
 @frozen
@@ -98,8 +100,8 @@ class _Reading:
     def close(self) -> None:
         """Say what came of the step: it passed only if every log that came was replayed."""
         for name in sorted(self._logs.keys() - {BOOT_LOG_FIRMWARE, BOOT_LOG_IMA}):
-            self._run.not_understood.append(f"boot log: {name}")
-            self._left.append(f"{name} is of no known name")
+            self._run.not_understood.append(f"boot log: {name[:_SHOWN]}")
+            self._left.append(f"{name[:_SHOWN]} is of no known name")
         said = "; ".join([f"{name}: {what}" for name, what in self.replayed] + self._left)
         if self._left:
             self._run.skip(Step.BOOT_LOGS, said)
