@@ -233,6 +233,13 @@ async def test_one_swap_at_a_time_and_only_of_files_that_are_there(
                 with pytest.raises(Refusal) as refused:
                     served.swapper.begin(SwapOrder("m", (path,)))
                 assert refused.value.code == "no_such_file"
+            for order in (
+                SwapOrder("n" * 501, (weights.new,), replaces="m"),
+                SwapOrder("m", (weights.new,), "ftp://elsewhere"),
+            ):
+                with pytest.raises(Refusal) as refused:
+                    served.swapper.begin(order)
+                assert refused.value.code == "malformed_request"
             async with served.post(STREAM) as streaming:
                 await streaming.content.readuntil(b"\n\n")
                 served.swapper.begin(SwapOrder("m", (weights.new,)))

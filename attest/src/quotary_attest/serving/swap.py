@@ -25,7 +25,8 @@ from quotary_attest.measuring.errors import MeasureError
 from quotary_attest.measuring.signers import Signers
 from quotary_attest.serving.refusals import Refusal
 from quotary_attest.serving.route import Route
-from quotary_attest.workload import ServedModel, Workload, measure_model
+from quotary_attest.serving.upstream import Upstream
+from quotary_attest.workload import ServedModel, Workload, check_name, measure_model
 
 _RETRY_SECONDS: Final = 5.0
 _LOG = logging.getLogger("quotary.swap")
@@ -131,11 +132,17 @@ class Swapper:
         """Begin a swap; `state` tells how it goes.
 
         Raises:
-            Refusal: another is not over, no proxy serves the model to be replaced, or a path is not one.
+            Refusal: another is not over, no proxy serves the model to be replaced, or a path, name or URL is not one.
         """
         if self._task is not None and not self._task.done():
             raise Refusal(409, "swap_running", "another swap is not over")
         doors = self._doors_of(order)
+        try:
+            check_name(order.name)
+            if order.upstream is not None:
+                Upstream(order.upstream)
+        except ValueError as error:
+            raise Refusal(400, "malformed_request", str(error)) from None
         for path in order.paths:
             if not path.is_absolute() or not path.exists():
                 raise Refusal(400, "no_such_file", "a path is not absolute, or there is nothing")
