@@ -48,6 +48,47 @@ async def test_requests_beyond_what_is_held_at_a_time_are_refused_until_there_is
         assert len(setup.engine.calls) == 3
 
 
+async def test_a_request_that_has_no_room_is_refused_before_it_is_sent() -> None:
+    asked, answering = asyncio.Event(), asyncio.Event()
+
+    async def script(call: Call) -> None:
+        asked.set()
+        await answering.wait()
+        await call.answer(WHOLE)
+
+    async with running(script, max_held_total=1_000_000) as setup:
+        first = asyncio.create_task(setup.post(LONG).__aenter__())
+        await asyncio.wait_for(asked.wait(), 10)
+        host, _, port = setup.url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\n" % CHAT.encode()
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % len(LONG))
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 503")
+        writer.close()
+        answering.set()
+        async with await first as answer:
+            await answer.read()
+
+
+async def test_a_request_holds_nothing_once_the_engine_has_it() -> None:
+    ending = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(delta_event("a"))
+        await ending.wait()
+        await call.chunk(DONE)
+        await call.end()
+
+    async with running(script, max_held_total=len(LONG)) as setup:
+        streams = [await setup.post(LONG) for _ in range(3)]
+        assert [stream.status for stream in streams] == [200, 200, 200]
+        ending.set()
+        for stream in streams:
+            assert strip(await stream.read())[0] == delta_event("a") + DONE
+
+
 async def test_a_request_of_unknown_length_is_counted_as_it_comes() -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:

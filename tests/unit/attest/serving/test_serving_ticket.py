@@ -65,6 +65,20 @@ async def test_a_submission_outlives_its_caller_and_closing_waits_for_it() -> No
     assert ticket.output_id in attester.outputs
 
 
+async def test_nothing_is_handed_in_while_the_agent_says_that_it_cannot_attest() -> None:
+    """An agent behind a link refuses late; what it said before counts at once."""
+    attester = MemoryAttester()
+    attester.gate.clear()
+    ticket = Ticket(Recorder(attester), model=None, context={})
+    await ticket.announce(b"{}", None)
+    attester.failure = GONE
+    with pytest.raises(type(GONE)):
+        await ticket.hand_in(ENDED)
+    assert attester.submitted == 0
+    ticket.abandon()
+    assert attester.abandoned == {ticket.output_id}
+
+
 async def test_a_submission_that_fails_or_is_cancelled_unheard_is_noted_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
