@@ -133,6 +133,13 @@ def event_log_of_another_boot() -> Case:
 
 
 @case
+def event_log_of_a_boot_that_was_never_measured() -> Case:
+    boot = TcgWriter(events=[event for event in BOOT.events if event.register > 8])
+    forge = host(boot)
+    return _case(forge, carrying(forge, tcg=boot.agile()), Step.BOOT_LOGS)
+
+
+@case
 def ima_log_in_the_place_of_the_event_log() -> Case:
     forge = host()
     return _case(forge, carrying(forge, tcg=ima(RECORDS)), Step.BOOT_LOGS)

@@ -323,6 +323,8 @@ def test_a_file_that_is_no_log_is_malformed() -> None:
             list(parse_ima_binary(data).unverified_records_do_not_trust())
         with pytest.raises(MalformedError):
             list(parse_ima_ascii(data).unverified_records_do_not_trust())
+    with pytest.raises(MalformedError, match="not well formed"):
+        list(parse_ima_binary(ima_entry(DATAS[0], pcr=24)).unverified_records_do_not_trust())
     with pytest.raises(MalformedError, match="cannot have 21"):
         parse_ima_binary(LOG, digest_size=21)
 

@@ -13,6 +13,7 @@ from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedEr
 from quotary_verifier.logs.ima import ImaRecord, ReplayedIma, parse_ima_binary
 from quotary_verifier.logs.ima_fields import check_boot_aggregate, decode
 from quotary_verifier.logs.tcg import ReplayedLog, parse_tcg_log
+from quotary_verifier.recipe.platform import BOOT_PCRS
 from quotary_verifier.recipe.run import Run
 from quotary_verifier.recipe.steps import Step
 from quotary_verifier.wire.attestation import BOOT_LOG_FIRMWARE, BOOT_LOG_IMA, DIGEST_BYTES
@@ -74,6 +75,11 @@ class _Reading:
         if data is None:
             return None
         log = parse_tcg_log(data).replay(self._quoted)
+        for pcr in BOOT_PCRS:
+            if self._quoted.get(pcr) == ZERO:
+                raise EvidenceError(
+                    f"PCR {pcr} is zero, so no firmware measured this boot, and yet there is a log"
+                )
         self.replayed.append((BOOT_LOG_FIRMWARE, f"{len(log.events)} events, {_pcrs(log.values)}"))
         if log.unconfirmed:
             self._run.notices.append(

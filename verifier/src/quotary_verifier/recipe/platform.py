@@ -32,7 +32,7 @@ from quotary_verifier.wire.tpm import Attest, Signature, parse_attest, parse_sig
 from quotary_verifier.wire.tpm_public import Public, parse_public
 
 QUOTED_PCRS = range(16)
-_BOOT_PCRS = (0, 4, 7)
+BOOT_PCRS = (0, 4, 7)
 """PCRs into which every measured boot of firmware extends: its code, the boot loader, the Secure Boot policy."""
 
 
@@ -218,12 +218,12 @@ def _platform(run: Run, policy: Policy, identity: TpmIdentity, pcrs: dict[int, b
     for pcr, allowed in sorted(policy.pcrs.items()):
         if pcrs[pcr] not in allowed:
             raise EvidenceError(f"PCR {pcr} is {pcrs[pcr].hex()}, which the policy does not allow")
-    unmeasured = [pcr for pcr in _BOOT_PCRS if policy.pcrs and pcr not in policy.pcrs and pcrs[pcr] == ZERO]
+    unmeasured = [pcr for pcr in BOOT_PCRS if policy.pcrs and pcr not in policy.pcrs and pcrs[pcr] == ZERO]
     if unmeasured:
         raise EvidenceError(
             f"PCR {unmeasured[0]} is zero, so this boot was never measured, and the policy does not list zero for it"
         )
     if not policy.pcrs:
         run.notices.append("the policy fixes no PCR: nothing is said of what booted and runs on the host")
-    elif any(pcrs[pcr] == ZERO for pcr in _BOOT_PCRS if pcr in policy.pcrs):
+    elif any(pcrs[pcr] == ZERO for pcr in BOOT_PCRS if pcr in policy.pcrs):
         run.notices.append("a boot PCR that the policy fixes is zero: that boot was never measured")
