@@ -145,6 +145,15 @@ async def test_a_file_that_changes_ends_what_is_said_of_a_started_engine(host: H
         assert not link.holds(host.key)
 
 
+async def test_a_file_that_is_added_to_the_folder_ends_it_too(host: Host) -> None:
+    async with StartedEngine(host.plan) as engine:
+        link = host.link(engine)
+        assert link.link(host.key, host.connected()) is Link.STARTED
+        (host.weights.parent / "chat_template.jinja").write_bytes(b"{{ other }}")
+        host.now += 10
+        assert link.link(host.key, host.connected()) is Link.CONFIGURED
+
+
 async def test_an_engine_that_dies_is_started_again_and_is_the_engine_then(host: Host) -> None:
     naps = Naps()
     async with StartedEngine(host.plan, sleep=naps) as engine:

@@ -3,8 +3,8 @@
 
 A single file is measured by its SHA-256. Several files, and a model folder, are measured by the SHA-256 of a manifest
 with one line for each file, in the order of the names' bytes, exactly as `LC_ALL=C sha256sum` prints it; so anybody
-can compute the same digest with coreutils: `LC_ALL=C sha256sum *.safetensors | sha256sum`. What stands in the manifest
-is what stands in OpenSSF model-signing's manifest of the same files, names and SHA-256 digests (ADR 35).
+can compute the same digest with coreutils: `LC_ALL=C sha256sum *.safetensors | sha256sum`. What stands in the
+manifest is what stands in OpenSSF model-signing's manifest of the same files, names and SHA-256 digests (ADR 35).
 
 Specification: docs/spec/workload-log.md, design section 3, "Workload log".
 """
@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from quotary_attest.measuring.errors import MeasureError, SignatureError
 from quotary_attest.measuring.files import Identity, MeasuredFile, Progress, hash_file, hash_files
@@ -51,6 +51,9 @@ class Measurement:
     digest: bytes
     files: tuple[MeasuredFile, ...]
     folder: Path | None = None
+    folders: tuple[tuple[Path, Identity], ...] = field(default=(), compare=False)
+    """The model folder and those in it that hold its files, as they were: a file that is added later shows in
+    them."""
 
     @property
     def size(self) -> int:
@@ -103,9 +106,21 @@ def measure_files(
     """
     named, folder = _files_of(paths)
     files = hash_files(named, progress, known=known)
-    if folder is None and len(files) == 1:
-        return Measurement(files[0].digest, files)
-    return Measurement(_manifest_digest(files), files, folder)
+    if folder is None:
+        return Measurement(files[0].digest if len(files) == 1 else _manifest_digest(files), files)
+    folders = _folders_of(folder, named)
+    if model_files(folder) != named:
+        raise MeasureError(f"{folder} changed while it was measured")
+    return Measurement(_manifest_digest(files), files, folder, folders)
+
+
+def _folders_of(folder: Path, named: Sequence[tuple[str, Path]]) -> tuple[tuple[Path, Identity], ...]:
+    """Return a model folder and all folders between it and its files, with their identities."""
+    inside = {folder / parent for name, _ in named for parent in PurePosixPath(name).parents}
+    try:
+        return tuple((each, Identity.of(each.stat())) for each in sorted(inside))
+    except OSError as error:
+        raise MeasureError(f"cannot read {folder}: {(error.strerror or 'it failed').lower()}") from error
 
 
 def model_size(paths: Sequence[Path]) -> int:
@@ -146,8 +161,9 @@ def _manifest_digest(files: Iterable[MeasuredFile]) -> bytes:
 
 
 def openssf_digest(files: Iterable[MeasuredFile]) -> bytes:
-    """Return the digest by which an OpenSSF model signature names the model as a whole: SHA-256 of the files' digests,
-    joined in the order of their paths, compared part by part. It commits to no names, so it identifies nothing here."""
+    """Return the digest by which an OpenSSF model signature names the model as a whole: SHA-256 of the files'
+    digests, joined in the order of their paths, compared part by part. It commits to no names, so it identifies
+    nothing here."""
     ordered = sorted(files, key=lambda file: file.name.split("/"))
     return hashlib.sha256(b"".join(file.digest for file in ordered)).digest()
 

@@ -156,6 +156,18 @@ def test_what_could_be_read_unmeasured_is_refused(tmp_path: Path) -> None:
         measure_files([tmp_path / "model"])
 
 
+def test_a_file_that_is_added_while_the_others_are_hashed_is_noticed(tmp_path: Path) -> None:
+    write_files(tmp_path / "model", {"a": b"a", "sub/b": b"b"})
+
+    def add(_count: int) -> None:
+        (tmp_path / "model" / "sub" / "added").write_bytes(b"x")
+
+    with pytest.raises(MeasureError, match="changed while it was measured"):
+        measure_files([tmp_path / "model"], add)
+    measured = measure_files([tmp_path / "model"])
+    assert [path for path, _ in measured.folders] == [tmp_path / "model", tmp_path / "model" / "sub"]
+
+
 def test_an_empty_folder_and_a_folder_among_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_files(tmp_path, {"file": b"x"})

@@ -36,7 +36,8 @@ _LOG = logging.getLogger("quotary.link")
 
 @dataclass(frozen=True, slots=True)
 class MeasuredFiles:
-    """The files of one model as they were measured, and which of them the engine must have open: the weights."""
+    """The files of one model as they were measured, with the folders that hold them, and which of them the engine
+    must have open: the weights."""
 
     files: tuple[tuple[Path, Identity], ...]
     weights: frozenset[Inode]
@@ -53,7 +54,7 @@ class MeasuredFiles:
             for path, identity, file in found
             if path is not None and identity is not None and _must_be_open(file, measured)
         )
-        return cls(files, weights)
+        return cls((*files, *measured.folders), weights)
 
     def changed(self) -> Path | None:
         """Return the first file that is not as it was measured; None where all are."""
