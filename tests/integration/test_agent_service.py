@@ -20,6 +20,9 @@ from scripted_engine import Call, ScriptedEngine, completion, scripted_engine
 from services import Running, service
 from tpms import CC_QUOTE, Tpm
 
+from quotary_attest.tpm.connection import Connection
+from quotary_attest.tpm.tss import lib
+
 CHAT = "/v1/chat/completions"
 REQUEST = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
 
@@ -258,3 +261,23 @@ async def test_a_start_that_fails_is_an_object_of_the_log_too(tpm: Tpm, state: P
     last = json.loads(agent.log.splitlines()[-1])
     assert last["level"] == "error"
     assert last["hint"]
+
+
+async def test_a_credential_of_systemd_opens_the_endorsement_hierarchy(
+    tpm: Tpm, state: Path, tmp_path: Path
+) -> None:
+    with Connection(tpm.tcti) as connection:
+        connection.commands.hierarchy_change_auth(lib.ESYS_TR.ENDORSEMENT, b"operators word")
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "auth").write_text("operators word\n")
+    file = tmp_path / "agent.toml"
+    named = f'[state]\nfolder = "{state}"\n[tpm]\ntcti = "{tpm.tcti}"\n'
+    file.write_text(named)
+    async with service(tmp_path, "--config", file, wait=False) as agent:
+        assert await agent.ended() == 4, "without the word the key cannot be loaded"
+    file.write_text(named + 'endorsement_auth_credential = "auth"\n')
+    environment = {"CREDENTIALS_DIRECTORY": str(credentials)}
+    async with service(tmp_path, "--config", file, environment=environment) as agent:
+        assert (await attest_something(state))["outputs"]
+    assert "operators word" not in agent.log

@@ -50,9 +50,11 @@ async def talkative(call: Call) -> None:
         await call.answer(completion(text))
 
 
-@pytest.mark.parametrize("form", ["json", pytest.param("text", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("form", "workers"), [("json", 0), pytest.param("text", 0, marks=pytest.mark.slow), ("json", 2)]
+)
 async def test_no_word_of_requests_answers_headers_or_credentials_is_logged_or_counted(
-    tpm: Tpm, tmp_path: Path, form: str
+    tpm: Tpm, tmp_path: Path, form: str, workers: int
 ) -> None:
     state = tmp_path / "state"
     make_state(tpm, state)
@@ -60,7 +62,8 @@ async def test_no_word_of_requests_answers_headers_or_credentials_is_logged_or_c
         file = tmp_path / "agent.toml"
         file.write_text(
             f'[state]\nfolder = "{state}"\n[tpm]\ntcti = "{tpm.tcti}"\n[log]\nlevel = "debug"\n'
-            f'[[proxy]]\nupstream = "{engine.url}"\nlisten = "127.0.0.1:0"\n[metrics]\nlisten = "127.0.0.1:0"\n'
+            f'[[proxy]]\nupstream = "{engine.url}"\nlisten = "127.0.0.1:0"\nworkers = {workers}\n'
+            '[metrics]\nlisten = "127.0.0.1:0"\n'
         )
         async with service(tmp_path, "--config", file, "--log", form) as agent:
             url = agent.ready["proxy"]
