@@ -63,10 +63,12 @@ async def test_a_request_that_has_no_room_is_refused_before_it_is_sent() -> None
         reader, writer = await asyncio.open_connection(host, int(port))
         head = b"POST %b HTTP/1.1\r\nHost: x\r\n" % CHAT.encode()
         writer.write(head + b"Content-Length: %d\r\n\r\n" % len(LONG))
-        async with asyncio.timeout(5):
-            assert (await reader.readline()).startswith(b"HTTP/1.1 503")
-        writer.close()
-        answering.set()
+        try:
+            async with asyncio.timeout(5):
+                assert (await reader.readline()).startswith(b"HTTP/1.1 503")
+        finally:
+            writer.close()
+            answering.set()
         async with await first as answer:
             await answer.read()
 
