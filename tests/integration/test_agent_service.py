@@ -22,6 +22,9 @@ from tpms import CC_QUOTE, Tpm
 
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.tss import lib
+from quotary_verifier.wire.attestation import Attestation
+from quotary_verifier.wire.inband import strip
+from quotary_verifier.wire.records import Output
 
 CHAT = "/v1/chat/completions"
 REQUEST = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
@@ -69,19 +72,34 @@ async def test_the_agent_is_ready_when_its_start_is_committed_and_tells_how_it_i
             stalled.wait()
 
     tpm.board.answer = hold
-    file = config_file(tmp_path, tpm, state)
-    async with service(tmp_path, "--config", file, wait=False) as agent:
-        try:
-            await asyncio.to_thread(reached.wait)
-            await agent.report("STATUS=starting")
-            assert "READY=1" not in agent.reported, "its first commit is not on disk yet"
-        finally:
-            stalled.set()
-        await agent.report("READY=1")
-        assert (await agent.report("STATUS=attesting")).startswith("STATUS=attesting for inference.example/")
-        agent.signal(signal.SIGTERM)
-        await agent.report("STOPPING=1")
-        assert await agent.ended() == 0
+    file = config_file(tmp_path, tpm, state, '[metrics]\nsocket = "metrics"\n')
+    with socket.create_server(("127.0.0.1", 0)) as metrics:
+        base = f"http://127.0.0.1:{metrics.getsockname()[1]}"
+        async with service(tmp_path, "--config", file, sockets={"metrics": metrics}, wait=False) as agent:
+            try:
+                await asyncio.to_thread(reached.wait)
+                await agent.report("STATUS=starting")
+                assert "READY=1" not in agent.reported, "its first commit is not on disk yet"
+                assert await statuses(base) == (200, 503)
+            finally:
+                stalled.set()
+            await agent.report("READY=1")
+            assert await statuses(base) == (200, 200)
+            report = await agent.report("STATUS=attesting")
+            assert report.startswith("STATUS=attesting for inference.example/")
+            agent.signal(signal.SIGTERM)
+            await agent.report("STOPPING=1")
+            assert await agent.ended() == 0
+
+
+async def statuses(base: str) -> tuple[int, int]:
+    """What `/live` and `/ready` answer."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(base + "/live") as live,
+        session.get(base + "/ready") as ready,
+    ):
+        return live.status, ready.status
 
 
 async def test_the_watchdog_hears_nothing_more_of_an_engine_that_is_stuck(
@@ -281,3 +299,24 @@ async def test_a_credential_of_systemd_opens_the_endorsement_hierarchy(
     async with service(tmp_path, "--config", file, environment=environment) as agent:
         assert (await attest_something(state))["outputs"]
     assert "operators word" not in agent.log
+
+
+async def test_each_proxy_claims_the_model_that_stands_behind_it_and_no_other(
+    tpm: Tpm, state: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "weights").write_bytes(b"weights")
+    async with scripted_engine(answer) as measured, scripted_engine(answer) as other:
+        text = f'[[model]]\nname = "m"\nfiles = ["{tmp_path}/weights"]\n'
+        for engine, model in ((measured, "m"), (other, "")):
+            text += f'[[proxy]]\nupstream = "{engine.url}"\nlisten = "127.0.0.1:0"\nmodel = "{model}"\n'
+        file = config_file(tmp_path, tpm, state, text)
+        async with service(tmp_path, "--config", file) as agent, aiohttp.ClientSession() as session:
+            claimed = []
+            for url in agent.ready["proxies"]:
+                async with session.post(url + CHAT, data=REQUEST) as response:
+                    _, attestation = strip(await response.read())
+                assert attestation is not None
+                claimed.append(Output.decode(Attestation.decode(attestation).record).model)
+        assert len(measured.calls) == len(other.calls) == 1
+    assert claimed[0] is not None
+    assert (claimed[0].name, claimed[1]) == ("m", None)
