@@ -224,6 +224,24 @@ async def test_a_model_of_another_name_can_take_the_place_and_the_old_name_is_go
             assert len(served.agent.workload.models) == 1
 
 
+async def test_files_that_were_touched_are_taken_up_again_by_a_swap_to_themselves(
+    tpm: Tpm, tmp_path: Path, weights: Weights
+) -> None:
+    with small_engine(weights.old) as old:
+        async with serving(tpm, tmp_path / "state", weights, old.url) as served:
+            links = []
+            for step in ("measured", "touched", "measured again"):
+                if step == "touched":
+                    weights.old.touch()
+                if step == "measured again":
+                    served.swapper.begin(SwapOrder("m", (weights.old,)))
+                    await served.until("done")
+                async with served.post(PLAIN) as answer:
+                    links.append(served.judged(await answer.read(), PLAIN)["model_link"])
+            assert links == ["checked", "configured", "checked"]
+            assert len(served.agent.workload.models) == 1
+
+
 async def test_one_swap_at_a_time_and_only_of_files_that_are_there(
     tpm: Tpm, tmp_path: Path, weights: Weights
 ) -> None:
