@@ -17,7 +17,7 @@ import aiohttp
 import openai
 import pytest
 from agents import judge, running
-from asgi_servers import CHAT, served
+from asgi_servers import CHAT, served, uvicorn_on
 from memory_attester import GONE, MemoryAttester
 from proxies import id_of, read_cut_off, sha
 from scripted_engine import DONE, chunk_event, completion, delta_event
@@ -28,6 +28,7 @@ from yarl import URL
 
 from quotary_attest.agent import Agent
 from quotary_attest.engine.errors import Busy
+from quotary_attest.serving.asgi import Attest, Settings
 from quotary_attest.serving.link.door import LinkConfig, LinkDoor
 from quotary_attest.serving.workers import bind_shared
 from quotary_verifier.wire.attestation import Attestation
@@ -172,11 +173,21 @@ async def test_requests_that_leave_no_record_use_up_nothing(
     async def guarded(request: Request) -> Response:
         return whole(b"{}", 401) if request.headers.get("x") else await script(request)
 
-    async with served(MemoryAttester(), guarded, tmp_path) as server:
+    attester = MemoryAttester()
+    async with served(attester, guarded, tmp_path) as server:
         for headers in ({"x": "1"}, {"Quotary-Nonce": "nonsense"}):
             for _ in range(20):
                 async with server.post(headers=headers) as answer:
                     assert answer.headers["Quotary-Attested"] == "no"
+        attester.failure = GONE
+        refused = 0
+        while refused < 20:
+            async with server.post() as answer:
+                refused += answer.status == 503
+        attester.failure = None
+        while answer.status != 200:
+            answer = await server.post()  # the outage's end is told within moments
+            await answer.read()
         async with server.post() as answer:
             assert strip(await answer.read())[1] is not None
 
@@ -252,6 +263,38 @@ async def test_a_client_that_goes_away_is_recorded_with_what_it_was_sent(tmp_pat
         assert (record.state, record.digests["body"]) == (State.CLIENT_GONE, sha(delta_event("Hel")))
         async with asyncio.timeout(10):
             await stopped.wait()
+
+
+async def test_an_application_that_looks_at_nothing_is_stopped_by_its_next_send(tmp_path: Path) -> None:
+    attester, more, met = MemoryAttester(), asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        await receive()
+        kind = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        await send({"type": "http.response.body", "body": delta_event("Hel"), "more_body": True})
+        await more.wait()
+        try:
+            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        except OSError as error:
+            met.set_result(error)
+            raise
+
+    path = tmp_path / "link.sock"
+    async with (
+        LinkDoor(attester, LinkConfig(path)),
+        uvicorn_on(Attest(app, Settings(path))) as url,
+        aiohttp.ClientSession() as client,
+    ):
+        answer = await client.post(url + CHAT, data=STREAM)
+        assert await answer.content.readany() == delta_event("Hel")
+        answer.close()
+        record = await attester.recorded(id_of(answer))
+        more.set()
+        assert isinstance(await met, OSError)
+        assert (record.state, record.digests["body"]) == (State.CLIENT_GONE, sha(delta_event("Hel")))
 
 
 async def test_nothing_reaches_the_application_while_the_agent_is_gone(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import hashlib
 import hmac
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from quotary_attest.engine.errors import AgentError
 from quotary_attest.roots import RootError
-from quotary_attest.serving.asgi.line import Line
+from quotary_attest.serving.asgi.line import Cut, Line, off_loop
 from quotary_attest.serving.asgi.routes import credential, refuse
 from quotary_attest.serving.asgi.settings import Settings
 from quotary_attest.serving.asgi.types import (
@@ -49,7 +49,6 @@ from quotary_verifier.wire.records import ContextValue, State
 NOT_ATTESTED: Final = (AgentError, RootError, ValueError)
 """What attesting an output can raise."""
 
-_LONG_BODY: Final = 256 * 1024
 _BODYLESS: Final = frozenset((204, 205, 304))
 _WHO_MAY_ASK: Final = frozenset((401, 403))
 # Ways past the body's messages, so an application is not told of them.
@@ -64,10 +63,6 @@ _BYPASSES: Final = frozenset(
 )
 _IDENTITY: Final = (b"accept-encoding", b"identity")
 _ACCEPTED: Final = frozenset((b"accept-encoding",))
-
-
-class _Cut(OSError):  # noqa: N818 - it is what ended, not what failed
-    """What an application meets whose answer is broken off; ASGI has OSError for a client that is gone."""
 
 
 class _Phase(Enum):
@@ -105,10 +100,18 @@ class Exchange:
     async def run(self, app: App) -> None:
         """Let the application answer, and attest its answer."""
         try:
-            self._begin()
-        except Exception as error:
-            await self._refuse(error)
-            return
+            try:
+                self._begin()
+            except Exception as error:
+                await self._refuse(error)
+            else:
+                await self._attend(app)
+        finally:
+            self._line.close()
+            if self._ticket is not None:
+                self._ticket.abandon()
+
+    async def _attend(self, app: App) -> None:
         try:
             await app(self._for_app(), self._line.read, self._write)
         except Exception as error:
@@ -121,10 +124,6 @@ class Exchange:
             raise
         else:
             await self._broken_off(None)
-        finally:
-            self._line.close()
-            if self._ticket is not None:
-                self._ticket.abandon()
 
     def _begin(self) -> None:
         """Read what the client asks of us; refuse what cannot be attested before the engine works on it."""
@@ -163,7 +162,7 @@ class Exchange:
         kind = message["type"]
         if self._phase is _Phase.ENDED:
             await asyncio.sleep(0)  # whoever listens on `receive` comes first
-            raise _Cut("the answer has ended")
+            raise Cut("the answer has ended")
         if kind == "http.response.start":
             await self._on_start(message)
         elif self._phase is _Phase.PASSING:
@@ -176,8 +175,9 @@ class Exchange:
 
     async def _on_start(self, message: Message) -> None:
         # frameworks send their own kind of number
-        self._start, self._status = message, int(message["status"])
-        fields = self._start["headers"] = without(message.get("headers", ()), OURS)
+        self._status = int(message["status"])
+        fields = without(message.get("headers", ()), OURS)
+        self._start = {**message, "headers": fields}
         reason = self._unattestable(fields)
         if reason is None:
             try:
@@ -309,7 +309,7 @@ class Exchange:
         ticket, fields = self._ticket, self._start["headers"]
         assert ticket is not None
         kind = media_type(fields)
-        account = await _off_loop(
+        account = await off_loop(
             body, lambda: whole_account(self._terms, kind, self._status, ticket.key, body)
         )
         extra = [field(OUTPUT, ticket.text)]
@@ -341,7 +341,7 @@ class Exchange:
         in_object = terms.in_object and is_json(kind) and opens_object(body)
         if not in_object or len(attestation) > terms.max_inband:
             return body
-        return await _off_loop(body, lambda: insert(body, attestation)) or body
+        return await off_loop(body, lambda: insert(body, attestation)) or body
 
     # -- ends that are none
 
@@ -350,6 +350,8 @@ class Exchange:
         ticket = self._ticket
         if ticket is None or not ticket.open:
             return
+        # an application that does not look must not go on for nobody: its next `send` fails
+        self._phase, self._cut = _Phase.ENDED, True
         if self._tap is not None:
             self._tap.close()
             ticket.record(self._tap.account(clean=False, client_gone=True))
@@ -392,8 +394,3 @@ class Exchange:
 
     async def _send_body(self, body: bytes) -> None:
         await self._line.send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def _off_loop(body: bytes, work: Any) -> Any:
-    """Do `work` on a body, in a thread if it is long: other streams go on meanwhile."""
-    return work() if len(body) <= _LONG_BODY else await asyncio.to_thread(work)

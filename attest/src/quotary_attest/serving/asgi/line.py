@@ -5,8 +5,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final, TypeVar
 
 from quotary_attest.serving.asgi.types import Message, Receive, Send
+
+T = TypeVar("T")
+_LONG_BODY: Final = 256 * 1024
+
+
+class Cut(OSError):  # noqa: N818 - it is what ended, not what failed
+    """What an application meets whose answer is broken off; ASGI has OSError for a client that is gone."""
 
 
 class Line:
@@ -66,3 +74,8 @@ class Line:
     def _lost(self) -> None:
         self.gone.set()
         self._left()
+
+
+async def off_loop(body: bytes, work: Callable[[], T]) -> T:
+    """Do `work` on a body, in a thread if it is long: other streams go on meanwhile."""
+    return work() if len(body) <= _LONG_BODY else await asyncio.to_thread(work)
