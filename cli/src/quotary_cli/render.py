@@ -32,6 +32,7 @@ _HINTS = {
     Step.QUOTE_CHAIN: "the quote is of another commit",
     Step.AK_ENDORSEMENT: "ask the operator for the certificate of this host, or pin its origin in the policy",
     Step.TPM_KIND: "set software = true under [tpm] only for tests and demonstrations",
+    Step.BOOT_LOGS: "a boot log was altered, or is of another boot than the one that the quote speaks for",
     Step.PLATFORM: "the host booted other firmware or software than the policy lists",
 }
 _MAIN_CLAIMS = (
@@ -42,6 +43,8 @@ _MAIN_CLAIMS = (
     "model_weights",
     "state",
     "source",
+    "boot_log.tcg",
+    "boot_log.ima",
     "matched",
     "statement",
     "boot",

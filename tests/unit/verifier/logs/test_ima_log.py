@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import tracemalloc
 
 import pytest
 from ima_logs import SIZES, counted, file_data, host_log, ima_entry, ng, replayed
@@ -327,6 +328,17 @@ def test_a_file_that_is_no_log_is_malformed() -> None:
         list(parse_ima_binary(ima_entry(DATAS[0], pcr=24)).unverified_records_do_not_trust())
     with pytest.raises(MalformedError, match="cannot have 21"):
         parse_ima_binary(LOG, digest_size=21)
+
+
+def test_a_replay_needs_no_memory_that_grows_with_the_log() -> None:
+    datas = [file_data(number) for number in range(20_000)]
+    data, quoted = b"".join(ima_entry(one, size=32) for one in datas), {10: replayed(datas)}
+    tracemalloc.start()
+    log = parse_ima_binary(data).replay(quoted)
+    assert sum(1 for _ in log.records()) == len(datas)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000, peak
 
 
 def test_a_hundred_thousand_records_are_replayed_within_a_second() -> None:

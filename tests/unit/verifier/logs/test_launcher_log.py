@@ -84,6 +84,18 @@ def test_content_and_digest_fit_byte_for_byte() -> None:
             parse_launcher_log(data[:length]).replay(value_of())
 
 
+def test_bytes_behind_an_event_or_a_second_digest_are_malformed() -> None:
+    octets = tlv(80, tlv(0, b"image") + b"x")
+    digest = hashlib.sha384(octets).digest()
+    head = tlv(0, bytes(8)) + tlv(108, b"\4")
+    with pytest.raises(MalformedError, match="trailing bytes"):
+        parse_launcher_log(head + tlv(3, tlv(12, digest)) + octets)
+    with pytest.raises(MalformedError, match="one digest"):
+        parse_launcher_log(head + tlv(3, tlv(12, digest) * 2) + octets)
+    with pytest.raises(MalformedError):
+        parse_launcher_log(b"")
+
+
 def test_another_content_type_or_several_registers_are_malformed() -> None:
     with pytest.raises(MalformedError, match="content of type 81"):
         parse_launcher_log(log(content=81))

@@ -295,9 +295,10 @@ def _digest_size(data: bytes) -> int:
         return 20
     for size in sorted(_SIZES):
         length = int.from_bytes(data[4 + size : 8 + size], "little")
-        name = data[8 + size : 8 + size + length]
-        if 0 < length <= _MAX_TEMPLATE_NAME and len(name) == length and _is_name(name):
-            return size
+        if 0 < length <= _MAX_TEMPLATE_NAME:
+            name = data[8 + size : 8 + size + length]
+            if len(name) == length and _is_name(name):
+                return size
     raise MalformedError("the file is no binary IMA log")
 
 
