@@ -7,6 +7,7 @@ places in the log are checked of each.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -41,6 +42,14 @@ class Answer:
     def acknowledged(self) -> bool:
         """Whether a client takes this for a whole, successful answer."""
         return self.ended and self.status == 200 and (not self.stream or self.body.endswith(_DONE))
+
+    @property
+    def refusal(self) -> str:
+        """Status and code of an answer that is an error."""
+        try:
+            return f"status {self.status} {json.loads(self.body)['error']['code']}"
+        except (ValueError, LookupError, TypeError):
+            return f"status {self.status}"
 
     @property
     def nonce(self) -> bytes:
@@ -131,7 +140,7 @@ def _check_one(judge: Judge, answer: Answer, found: Checked) -> None:
     found.answers += 1
     if not answer.acknowledged:
         kind = "stream" if answer.stream else "short answer"
-        found.others[f"{kind}: status {answer.status}" if answer.ended else f"{kind}: broke off"] += 1
+        found.others[f"{kind}: {answer.refusal}" if answer.ended else f"{kind}: broke off"] += 1
         return
     try:
         index, record = judge.verify(answer)
