@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import mmap
 import os
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from quotary_attest.agent import Agent
 from quotary_attest.engine.outputs import NewOutput
 from quotary_attest.enginelink import Peer, ProcessPeer, TcpPeer
 from quotary_attest.inventory import EngineFile, Inventory, measure_inventory
-from quotary_attest.linking import checked, sockets
+from quotary_attest.linking import checked, processes, sockets
 from quotary_attest.linking.checked import CheckedLink
 from quotary_attest.linking.processes import Process, holder_of
 from quotary_attest.linking.sockets import peer_inodes
@@ -373,6 +374,21 @@ def test_a_process_is_known_by_its_start_and_not_by_its_number(host: Host) -> No
         assert not process.alive
         assert Process.of(process.pid) is None
     assert holder_of(frozenset((1,))) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the kernel shows mapped files to root only")
+def test_a_mapped_file_is_known_where_the_maps_name_another_device_as_on_btrfs(
+    monkeypatch: pytest.MonkeyPatch, host: Host
+) -> None:
+    status = host.weights.stat()
+    wanted = frozenset(((status.st_dev, status.st_ino),))
+    mine = Process(os.getpid(), 0)
+    with host.weights.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+        monkeypatch.setattr(processes, "_opened", lambda _pid, _wanted: set())
+        assert mine.open_files(wanted) == wanted
+        monkeypatch.setattr("os.makedev", lambda _major, _minor: -5)
+        assert mine.open_files(wanted) == wanted
+        assert mine.open_files(frozenset(((7, status.st_ino),))) == frozenset()
 
 
 def test_a_zombie_is_not_alive(host: Host) -> None:
