@@ -187,6 +187,16 @@ async def test_what_follows_done_is_body_and_a_long_tail_has_no_place() -> None:
         await by_id(setup, BODY + DONE + tail, State.COMPLETE)
 
 
+async def test_trailer_fields_are_not_passed_on() -> None:
+    body = chunk(BODY + DONE) + b"0\r\nX-Checksum: 1\r\n\r\n"
+    async with running(raw(CHUNKED, body)) as setup:
+        await in_band(setup, BODY + DONE, State.COMPLETE)
+        request = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % CHAT.encode()
+        got = await setup.raw(request + b"Content-Length: %d\r\n\r\n%b" % (len(REQUEST), REQUEST))
+        assert got.endswith(b"0\r\n\r\n")
+        assert b"X-Checksum" not in got
+
+
 # -- silence
 
 
@@ -402,6 +412,7 @@ async def test_an_answer_that_is_no_http_is_an_error() -> None:
         b"hello\r\n\r\n",
         head(JSON, b"Content-Length: 2\r\nContent-Length: 3\r\n") + b"{}",
         b"HTTP/1.1 200 OK\r\nContent-Ty",
+        head(JSON, b"X-Long: " + b"x" * 70_000 + b"\r\n", b"Content-Length: 2\r\n") + b"{}",
     ):
         async with running(raw(garbage)) as setup:
             await refused(setup, "upstream_failed")

@@ -215,6 +215,26 @@ def test_errors_of_messages_are_seen_and_a_message_without_its_stop_is_not_compl
     assert not events(Api.MESSAGES, START, grown("text_delta", 0, text="x")).complete
 
 
+@pytest.mark.parametrize("width", [1, 7, 100])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_where_typed_events_are_cut_does_not_change_what_is_read(width: int, end: str) -> None:
+    payloads = [
+        START,
+        block("text", 0, text=""),
+        *[grown("text_delta", 0, text=f"é{n} ") for n in range(20)],
+        STOP,
+    ]
+    lines = (f"event: {each['type']}{end}data: {json.dumps(each)}{end}{end}" for each in payloads)
+    body = "".join(lines).encode()
+    reader = StreamReader(new(Api.MESSAGES))
+    for at in range(0, len(body), width):
+        reader.feed(body[at : at + width])
+    reader.finish()
+    assert reader.meaning.texts.digests() == {"text/0": sha("".join(f"é{n} " for n in range(20)))}
+    assert reader.meaning.complete
+    assert reader.meaning.upstream_id == "msg_1"
+
+
 # -- ollama
 
 
