@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -304,14 +304,24 @@ async def test_the_last_epoch_of_a_swap_is_begun_again_until_the_agent_can(
 
     agent = Shaky()
     swapper = Swapper(agent, weights.inventory, standing, sleep=sleep)
-    async with Proxy(
-        MemoryAttester(), ProxyConfig("http://127.0.0.1:1", model=agent.workload.models[0].key)
-    ) as proxy:
-        swapper.serve(proxy, "m")
+    old = agent.workload.models[0].key
+    here, there = (ProxyConfig(f"http://127.0.0.1:{port}", model=old) for port in (1, 3))
+    other = replace(here, model="another")
+    async with (
+        Proxy(MemoryAttester(), here) as first,
+        Proxy(MemoryAttester(), there) as second,
+        Proxy(MemoryAttester(), other) as beside,
+    ):
+        for proxy, name in ((first, "m"), (second, "m"), (beside, "another")):
+            swapper.serve(proxy, name)
         swapper.begin(SwapOrder("m", (weights.new,), "http://127.0.0.1:2"))
         async with asyncio.timeout(20):
             while swapper.state()["state"] != "done":  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
+        (new,) = agent.workload.models
+        for proxy in (first, second):  # all that served the model are switched, and no other
+            assert (proxy.route.model, proxy.route.upstream.base) == (new.key, "http://127.0.0.1:2")
+        assert (beside.route.model, beside.route.upstream.base) == ("another", "http://127.0.0.1:1")
     assert agent.begun == [2, 1, 1, 1]
     assert naps == [5.0, 5.0]
     assert [model.weights.hex() for model in agent.workload.models] == [weights.digest(weights.new)]
