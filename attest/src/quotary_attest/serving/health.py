@@ -7,6 +7,7 @@ be attested now, else 503 with the reason. None of them tells anything of reques
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -44,7 +45,7 @@ class HealthServer:
     """The listener as an aiohttp application. Use it as an async context manager, then `listen`."""
 
     def __init__(self, outage: Outage, figures: Callable[[], bytes], content_type: str) -> None:
-        """`figures` returns the text of `/metrics`, which `content_type` names."""
+        """`figures` returns the text of `/metrics`, which `content_type` names; it is called in a thread."""
         self._figures, self._type = figures, content_type
         app = web.Application(middlewares=[typed_errors])
         app.router.add_get("/metrics", self._metrics)
@@ -74,4 +75,5 @@ class HealthServer:
         await web.SockSite(self._runner, listener).start()
 
     async def _metrics(self, _: web.Request) -> web.StreamResponse:
-        return web.Response(body=self._figures(), headers={"Content-Type": self._type, **_NO_STORE})
+        figures = await asyncio.to_thread(self._figures)  # it asks the disk, too
+        return web.Response(body=figures, headers={"Content-Type": self._type, **_NO_STORE})
