@@ -281,6 +281,7 @@ async def test_a_start_that_fails_is_an_object_of_the_log_too(tpm: Tpm, state: P
     assert last["hint"]
 
 
+@pytest.mark.slow
 async def test_a_credential_of_systemd_opens_the_endorsement_hierarchy(
     tpm: Tpm, state: Path, tmp_path: Path
 ) -> None:

@@ -51,7 +51,12 @@ async def talkative(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "workers"), [("json", 0), pytest.param("text", 0, marks=pytest.mark.slow), ("json", 2)]
+    ("form", "workers"),
+    [
+        ("json", 0),
+        pytest.param("text", 0, marks=pytest.mark.slow),
+        pytest.param("json", 2, marks=pytest.mark.slow),
+    ],
 )
 async def test_no_word_of_requests_answers_headers_or_credentials_is_logged_or_counted(
     tpm: Tpm, tmp_path: Path, form: str, workers: int
