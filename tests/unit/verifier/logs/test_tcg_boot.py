@@ -29,6 +29,7 @@ from quotary_verifier.logs.tcg_types import Registers, Tolerance
 from quotary_verifier.logs.uefi import (
     GLOBAL,
     IMAGE_SECURITY,
+    SHIM,
     parse_gpt,
     parse_signature_lists,
     parse_variable,
@@ -104,6 +105,13 @@ def test_an_application_retyped_as_a_separator_fails() -> None:
 def test_a_type_that_does_not_belong_into_a_pcr_fails(register: int, kind: int) -> None:
     with pytest.raises(EvidenceError, match=f"in PCR {register} has type"):
         read_boot(log_of(with_event(0, Written(register, kind, b"x"))))
+
+
+def test_a_transfer_monitor_may_stand_in_pcr_0_and_nowhere_else() -> None:
+    assert read_boot(log_of(with_event(0, Written(0, t.EV_TXT_STM_HASH, b"", b"monitor")))).exit_boot_services
+    for number, register in ((0, 4), (len(BOOT.events), 0)):
+        with pytest.raises(EvidenceError):
+            read_boot(log_of(with_event(number, Written(register, t.EV_TXT_STM_HASH, b"", b"monitor"))))
 
 
 @pytest.mark.parametrize("register", [0, 2])
@@ -259,13 +267,20 @@ def test_a_configuration_behind_the_separator_or_in_another_pcr_fails() -> None:
 def test_what_shim_measures_is_neither_a_database_nor_an_error() -> None:
     writer = good_boot()
     for name, content in (("SbatLevel", b"sbat,1,2021030218\n"), ("MokListTrusted", b"\x01")):
-        writer.add(
-            7, t.EV_EFI_VARIABLE_AUTHORITY, variable("605dab50-e046-4300-abb6-3dd810dd8b23", name, content)
-        )
+        writer.add(7, t.EV_EFI_VARIABLE_AUTHORITY, variable(SHIM, name, content))
     writer.add(7, t.EV_EFI_VARIABLE_AUTHORITY, b"nothing that parses")
     state = read_secure_boot(log_of(writer))
     names = [one.variable.name if one.variable else None for one in state.late_authorities]
     assert names == ["db", "SbatLevel", "MokListTrusted", None]
+
+
+def test_lists_that_old_shim_logged_as_configuration_are_shown_and_must_be_covered() -> None:
+    lists = variable(SHIM, "MokList", signature_list(X509, [b"key" * 9]))
+    event = Written(7, t.EV_EFI_VARIABLE_DRIVER_CONFIG, lists)
+    state = read_secure_boot(log_of(with_event(len(BOOT.events), event)))
+    assert [one.variable.name for one in state.late_authorities if one.variable] == ["db", "MokList"]
+    with pytest.raises(EvidenceError, match="behind the separator"):
+        read_secure_boot(log_of(with_event(len(BOOT.events), replace(event, measured=b"else"))))
 
 
 def test_further_variables_and_remarks_of_the_firmware_are_shown() -> None:

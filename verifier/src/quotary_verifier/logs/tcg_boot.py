@@ -41,7 +41,7 @@ _GPT = frozenset({t.EV_EFI_GPT_EVENT, t.EV_EFI_GPT_EVENT2})
 _LOADER = frozenset({t.EV_IPL, t.EV_IPL_PARTITION_DATA, t.EV_COMPACT_HASH, t.EV_OMIT_BOOT_DEVICE_EVENTS})
 
 _ALLOWED: Final = {
-    0: _CRTM | _CODE | _BLOBS | _TABLES | _NONHOST | IMAGE_TYPES,
+    0: _CRTM | _CODE | _BLOBS | _TABLES | _NONHOST | IMAGE_TYPES | {t.EV_TXT_STM_HASH},
     1: _CODE | _TABLES | _NONHOST | _BOOT_VARIABLES | {t.EV_PLATFORM_CONFIG_FLAGS} | _SPDM,
     2: _BLOBS | _NONHOST | IMAGE_TYPES | _SPDM,
     3: _NONHOST | {t.EV_EFI_VARIABLE_DRIVER_CONFIG} | _SPDM,
@@ -55,7 +55,7 @@ _ALLOWED: Final = {
         t.EV_EFI_SPDM_DEVICE_AUTHORITY,
     },
 }
-_FIRMWARE_ONLY = _CRTM | _CODE | _BLOBS
+_FIRMWARE_ONLY = _CRTM | _CODE | _BLOBS | {t.EV_TXT_STM_HASH}
 """Types of what ran before anything that the firmware starts: never behind a separator."""
 
 

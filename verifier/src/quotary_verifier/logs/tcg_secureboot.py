@@ -29,6 +29,7 @@ from quotary_verifier.logs.tcg_types import (
 from quotary_verifier.logs.uefi import (
     GLOBAL,
     IMAGE_SECURITY,
+    SHIM,
     Signature,
     Variable,
     parse_signature_lists,
@@ -167,8 +168,10 @@ def _configuration(
 def _late(events: Collection[Event]) -> tuple[Authority, ...]:
     found = []
     for event in events:
-        variable = _variable(event)
-        if event.untrusted_type != EV_EFI_VARIABLE_AUTHORITY:
+        kind, variable = event.untrusted_type, _variable(event)
+        # Old versions of shim log their own lists as configuration.
+        shims = kind == EV_EFI_VARIABLE_DRIVER_CONFIG and variable is not None and variable.vendor == SHIM
+        if kind != EV_EFI_VARIABLE_AUTHORITY and not shims:
             raise EvidenceError(
                 f"event {event.number} in PCR 7 stands behind the separator and is no authority"
             )

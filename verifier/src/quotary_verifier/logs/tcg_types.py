@@ -26,6 +26,7 @@ EV_NONHOST_CONFIG: Final = 0x10
 EV_NONHOST_INFO: Final = 0x11
 EV_OMIT_BOOT_DEVICE_EVENTS: Final = 0x12
 EV_POST_CODE2: Final = 0x13
+EV_TXT_STM_HASH: Final = 0x40E
 EV_EFI_VARIABLE_DRIVER_CONFIG: Final = 0x80000001
 EV_EFI_VARIABLE_BOOT: Final = 0x80000002
 EV_EFI_BOOT_SERVICES_APPLICATION: Final = 0x80000003
@@ -49,7 +50,8 @@ EV_EFI_SPDM_DEVICE_AUTHORITY: Final = 0x800000E4
 TYPE_NAMES: Final[dict[int, str]] = {
     value: name for name, value in sorted(globals().items()) if name.startswith("EV_")
 }
-"""The name of each event type."""
+"""The name of each event type. EV_TXT_STM_HASH is Intel's: the SMI transfer monitor, which firmware measures into PCR 0
+(EDK II, UefiCpuPkg, SmmStm.c)."""
 
 VARIABLE_TYPES: Final = frozenset(
     {EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_VARIABLE_BOOT, EV_EFI_VARIABLE_BOOT2, EV_EFI_VARIABLE_AUTHORITY}
