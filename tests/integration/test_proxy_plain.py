@@ -527,3 +527,14 @@ async def test_every_error_of_the_proxys_own_says_that_it_is_not_attested() -> N
             async with client.request(method, url + path) as answer:
                 assert answer.status == status
                 assert answer.headers.getall("Quotary-Attested") == ["no"]
+
+
+async def test_errors_of_the_http_library_itself_are_marked_and_what_is_no_request_goes_nowhere() -> None:
+    async with running(answering(completion("Hello"))) as setup:
+        request = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % CHAT.encode()
+        got = await setup.raw(request + b"Expect: more\r\nContent-Length: 2\r\n\r\n{}")
+        assert got.startswith(b"HTTP/1.1 417 ")
+        assert b"Quotary-Attested: no" in got
+        for nonsense in (b"HELLO\r\n\r\n", request + b"Content-Length: x\r\n\r\n"):
+            assert (await setup.raw(nonsense)).startswith(b"HTTP/1.0 400 ")
+        assert setup.engine.calls == []

@@ -20,7 +20,7 @@ from quotary_attest.metrics import NO_METRICS, ServingMetrics
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.doors import PREFIXES as DOOR_PREFIXES
 from quotary_attest.serving.doors import add_doors
-from quotary_attest.serving.errors import Handler, Refusal, http_logger, logger, typed_errors
+from quotary_attest.serving.errors import Refusal, http_logger, logger, typed_errors
 from quotary_attest.serving.exchange import Exchanges, ProxyConfig
 from quotary_attest.serving.headers import ATTESTED, OUTPUT
 from quotary_attest.serving.idle import IdleWatch
@@ -61,7 +61,8 @@ class Proxy:
         self._connect_timeout = config.connect_timeout
         self._exchanges = Exchanges(config, self._recorder, Route(upstream, config.model, link), self._watch)
         self._traffic = Traffic(metrics)
-        app = web.Application(middlewares=[self._traffic.middleware, _own_errors_marked, typed_errors])
+        app = web.Application(middlewares=[self._traffic.middleware, typed_errors])
+        app.on_response_prepare.append(_mark_own_errors)
         doors = DOOR_PREFIXES if config.doors else ()
         open_to_pages(app, _OWN + "/", *doors)
         if config.doors:
@@ -145,13 +146,10 @@ class Proxy:
         await web.SockSite(self._runner, listener, backlog=_BACKLOG).start()
 
 
-@web.middleware
-async def _own_errors_marked(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Say of every error of the proxy's own that it is not attested."""
-    response = await handler(request)
-    if response.status >= 400 and not response.prepared and OUTPUT not in response.headers:
+async def _mark_own_errors(_: web.Request, response: web.StreamResponse) -> None:
+    """Say of every error of the proxy's own, and of its HTTP library's, that it is not attested."""
+    if response.status >= 400 and OUTPUT not in response.headers:
         response.headers[ATTESTED] = "no"
-    return response
 
 
 async def _nothing_here(_: web.Request) -> web.StreamResponse:
