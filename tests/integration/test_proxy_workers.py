@@ -189,6 +189,31 @@ async def test_stopping_lets_a_running_answer_end(agent: Agent) -> None:
             await stopping
 
 
+async def test_stopping_in_a_hurry_ends_answers_with_an_error_that_is_no_end(agent: Agent) -> None:
+    more = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(delta_event("Hel"))
+        while not more.is_set():
+            await call.chunk(delta_event("lo"))
+            await asyncio.sleep(0.01)
+
+    async with working(agent, script, count=1) as setup:
+        answer = await setup.post()
+        assert await answer.content.readany()
+        reading = asyncio.create_task(read_cut_off(answer))
+        hurry = asyncio.Event()
+        hurry.set()
+        await setup.workers.drain(20, hurry)
+        assert not setup.workers.pids
+        rest = await reading
+        answer.close()
+        more.set()
+        assert b"attestation_unavailable" in rest
+        assert b"[DONE]" not in rest
+
+
 async def test_a_worker_does_not_outlive_its_agent(agent: Agent) -> None:
     async def script(call: Call) -> None:
         await call.begin_stream()
