@@ -19,13 +19,15 @@ _LOOKS = 4
 class Waiting:
     """One answer that is being read. Set `engine` while the engine is waited for, and for nobody else."""
 
-    __slots__ = ("content", "engine", "seen", "since")
+    __slots__ = ("content", "engine", "looks", "seen")
 
-    def __init__(self, content: StreamReader, now: float) -> None:
+    def __init__(self, content: StreamReader) -> None:
         self.content = content
         self.engine = False
         self.seen = -1
-        self.since = now
+        """Bytes that had come at the last look."""
+        self.looks = 0
+        """Looks in a row at which no more had come."""
 
 
 class IdleWatch:
@@ -58,7 +60,7 @@ class IdleWatch:
 
     def add(self, content: StreamReader) -> Waiting:
         """Watch the body of an answer until it is taken out again."""
-        waiting = Waiting(content, asyncio.get_running_loop().time())
+        waiting = Waiting(content)
         self._all.add(waiting)
         return waiting
 
@@ -67,15 +69,16 @@ class IdleWatch:
         self._all.discard(waiting)
 
     async def _look(self, seconds: float) -> None:
-        clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(seconds / _LOOKS)
-            now = clock()
             for waiting in tuple(self._all):
                 total = waiting.content.total_bytes
                 if not waiting.engine or total != waiting.seen:
-                    waiting.seen, waiting.since = total, now
-                elif now - waiting.since >= seconds:
+                    waiting.seen, waiting.looks = total, 0
+                    continue
+                # counted in looks, not in time: while this process is held up nobody is silent
+                waiting.looks += 1
+                if waiting.looks >= _LOOKS:
                     # whoever reads it finds it broken off
                     waiting.content.set_exception(TimeoutError("the model server fell silent"))
                     self._all.discard(waiting)
