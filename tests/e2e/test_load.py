@@ -67,14 +67,16 @@ def checked(running: Host) -> Checked:
     return check(running.folder / "answers", running.policy, int(time.time()))
 
 
-def test_every_answer_of_a_short_load_verifies_and_none_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_answer_of_a_short_load_verifies_and_none_is_lost(tmp_path: Path, workers: int) -> None:
     try:
-        result = run_once(Load(rate=200, streams=50, seconds=6), tmp_path)
+        result = run_once(Load(rate=200, streams=50, seconds=6, workers=workers), tmp_path)
     except NotInstalled as error:
         pytest.skip(str(error))
     assert result["asked"] >= 1200
     assert (result["lost"], result["not_answered"], result["failures"]) == (0, {}, [])
-    assert {"agent", "client", "upstream", "swtpm", "TPM transport"} <= set(result["cpu_cores"])
+    named = {f"proxy worker {number + 1}" for number in range(workers)}
+    assert {"agent", "client", "upstream", "swtpm", "TPM transport", *named} == set(result["cpu_cores"])
 
 
 def test_what_was_acknowledged_before_the_agent_was_killed_verifies(tmp_path: Path) -> None:
