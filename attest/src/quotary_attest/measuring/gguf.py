@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a GGUF file holds besides weights: tokenizer and chat template stand in its head (ggml, docs/gguf.md, version
+"""What a GGUF file holds besides weights: tokenizer and chat template stand in its head (ggml, gguf.md, version
 3).
 
 The digest of the file covers all of it. This tells an auditor which part a change came from, and nothing rests on it:
