@@ -147,7 +147,7 @@ func (run *load) ask(stream bool, due time.Time) bool {
 				one.body = start
 			}
 		}
-		if err == nil && answer.ContentLength > 0 {
+		if err == nil && !stream && answer.ContentLength > 0 {
 			one.body = make([]byte, answer.ContentLength)
 			_, err = io.ReadFull(answer.Body, one.body)
 		} else if err == nil {
