@@ -25,7 +25,7 @@ from quotary_attest.engine.outputs import NewOutput
 from quotary_attest.log.errors import NotFound
 from quotary_attest.metrics import Tally
 from quotary_attest.serving.link.client import RemoteAttester
-from quotary_attest.serving.link.door import MAX_CONNECTIONS, LinkConfig, LinkDoor
+from quotary_attest.serving.link.door import LinkConfig, LinkDoor
 from quotary_attest.serving.link.frames import frame
 from quotary_attest.serving.link.messages import STOCK, Ask, Tell
 from quotary_attest.serving.peers import Allowed
@@ -421,11 +421,14 @@ async def test_an_id_serves_one_output_of_the_connection_that_it_was_issued_on(t
         assert attester.submitted == 1
 
 
-async def test_a_door_takes_so_many_connections_and_no_more(tmp_path: Path) -> None:
+async def test_a_door_takes_so_many_connections_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quotary_attest.serving.link.door.MAX_CONNECTIONS", 5)
     path = tmp_path / "link.sock"
     async with LinkDoor(MemoryAttester(), LinkConfig(path)):
         writers = []
-        for _ in range(MAX_CONNECTIONS):
+        for _ in range(5):
             _, writer, _ = await greeted(path)
             writers.append(writer)
         reader, writer = await asyncio.open_unix_connection(path)
