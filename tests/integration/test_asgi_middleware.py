@@ -400,21 +400,37 @@ async def test_what_the_client_asks_for_is_what_it_gets(tmp_path: Path) -> None:
                 assert answer.headers["Quotary-Attested"] == "no"
 
 
-async def test_a_coded_answer_and_one_begun_too_soon_pass_unattested(tmp_path: Path) -> None:
+async def test_an_answer_begun_before_its_request_was_read_passes_unattested(tmp_path: Path) -> None:
     attester = MemoryAttester()
 
     async def run(request: Request) -> Response:
-        assert request.headers["accept-encoding"] == "identity"
-        if request.query_params.get("soon"):
-            return whole(b"{}")
-        await request.body()
-        return whole(b"\x1f\x8b", **{"Content-Encoding": "gzip"})
+        return whole(b"{}")
 
-    async with served(attester, run, tmp_path) as server:
-        for path in (CHAT, CHAT + "?soon=1"):
-            async with server.post(b"x", path=path, headers={"Accept-Encoding": "gzip"}) as answer:
-                assert await answer.read() in (b"\x1f\x8b", b"{}")
-                assert answer.headers["Quotary-Attested"] == "no"
+    async with served(attester, run, tmp_path) as server, server.post(b"x") as answer:
+        assert await answer.read() == b"{}"
+        assert answer.headers["Quotary-Attested"] == "no"
+    assert not attester.submitted
+
+
+@pytest.mark.parametrize("when_unavailable", ["refuse", "pass"])
+async def test_a_coded_answer_is_refused_or_passes_unattested(tmp_path: Path, when_unavailable: str) -> None:
+    attester, asked = MemoryAttester(), {"Accept-Encoding": "gzip"}
+
+    async def run(request: Request) -> Response:
+        assert request.headers["accept-encoding"] == "identity"
+        await request.body()
+        return whole(b"\x1f\x8b", **{"Content-Encoding": "x-own"})
+
+    async with (
+        served(attester, run, tmp_path, when_unavailable=when_unavailable) as server,
+        server.post(b"x", headers=asked) as answer,
+    ):
+        assert answer.headers["Quotary-Attested"] == "no"
+        if when_unavailable == "refuse":
+            assert answer.status == 502
+            assert (await answer.json())["error"]["code"] == "upstream_coding"
+        else:
+            assert await answer.read() == b"\x1f\x8b"
     assert not attester.submitted
 
 

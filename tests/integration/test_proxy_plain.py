@@ -158,14 +158,22 @@ async def test_an_answer_of_unknown_length_and_type_streams_and_is_attested() ->
         assert setup.attester.outputs[id_of(answer)].digests == {"body": sha(b'{"a":1}\n{"b":2}\n')}
 
 
-async def test_an_answer_with_a_content_coding_passes_through_and_says_that_it_is_not_attested() -> None:
+async def test_an_answer_with_a_content_coding_is_refused_or_passes_and_says_that_it_is_not_attested() -> (
+    None
+):
     body = gzip.compress(completion("Hello"))
 
     async def script(call: Call) -> None:
         await call.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n")
         await call.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
-    async with running(script) as setup, setup.post(headers={"Accept-Encoding": "gzip, br"}) as answer:
+    asked = {"Accept-Encoding": "gzip, br"}
+    async with running(script) as setup, setup.post(headers=asked) as answer:
+        assert answer.status == 502
+        assert (await answer.json())["error"]["code"] == "upstream_coding"
+        assert answer.headers["Quotary-Attested"] == "no"
+        assert setup.attester.abandoned == {id_of(answer)}
+    async with running(script, when_unavailable="pass") as setup, setup.post(headers=asked) as answer:
         assert await answer.read() == body
         assert answer.headers["Quotary-Attested"] == "no"
         assert answer.headers["Content-Encoding"] == "gzip"

@@ -444,9 +444,16 @@ async def test_an_engine_that_is_not_there_is_an_error() -> None:
         await refused(setup, "upstream_unreachable")
 
 
-async def test_an_answer_with_a_content_coding_is_not_attested() -> None:
-    length = b"Content-Length: 4\r\nContent-Encoding: gzip\r\n"
-    async with running(raw(head(JSON, length), b"gzip")) as setup, setup.post() as answer:
+CODED = head(JSON, b"Content-Length: 4\r\nContent-Encoding: gzip\r\n")
+
+
+async def test_an_answer_with_a_content_coding_is_an_error() -> None:
+    async with running(raw(CODED, b"gzip")) as setup:
+        await refused(setup, "upstream_coding")
+
+
+async def test_where_outages_pass_an_answer_with_a_content_coding_passes_marked() -> None:
+    async with running(raw(CODED, b"gzip"), when_unavailable="pass") as setup, setup.post() as answer:
         assert await answer.read() == b"gzip"
         assert answer.headers["Quotary-Attested"] == "no"
         assert setup.attester.outputs == {}

@@ -40,7 +40,7 @@ REFUSALS: Final = (
     "bad_output_id", "http_error", "internal_error", "invalid_request_error", "invalid_signing_algo",
     "log_unavailable", "malformed_request", "model_not_measured", "model_not_served", "no_statement",
     "no_such_file", "not_found", "not_yet", "overloaded", "peer_not_allowed", "request_too_large",
-    "swap_running", "unknown_output", "upstream_failed", "upstream_unreachable",
+    "swap_running", "unknown_output", "upstream_coding", "upstream_failed", "upstream_unreachable",
 )  # fmt: skip
 """Codes of refusals that have a series of their own; others count as `other`."""
 

@@ -29,6 +29,7 @@ from quotary_attest.serving.idle import IdleWatch
 from quotary_attest.serving.passing import pass_through
 from quotary_attest.serving.paths import Api, PathTable
 from quotary_attest.serving.reading import FETCH_SECONDS
+from quotary_attest.serving.refusals import coded
 from quotary_attest.serving.relay import StreamRelay
 from quotary_attest.serving.route import Route
 from quotary_attest.serving.ticket import Recorder, Ticket
@@ -158,7 +159,9 @@ class Exchanges:
         headers = response_headers(upstream.headers)
         headers[OUTPUT] = ticket.text
         if ticket.open and not is_identity(upstream.headers):
-            logger.warning("output %s has a content coding and is not attested", ticket.text)
+            if not terms.lenient:
+                raise coded()
+            logger.warning("output %s goes out unattested: it has a content coding", ticket.text)
             ticket.abandon()
             return await pass_through(request, upstream, headers, Unattested.CODING)
         if not ticket.open:

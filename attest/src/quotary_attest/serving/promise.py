@@ -26,6 +26,5 @@ def _service_of(config: ProxyConfig) -> Service | None:
         return None
     patterns = any("*" in path.split("/") for path in attested)
     left_out = sorted(path for path, api in rules.items() if api is Api.NONE) if patterns else []
-    # an engine that codes its answers although none was asked for: those pass through (serving.md)
-    unless = [CODED, UNAVAILABLE] if config.when_unavailable == "pass" else [CODED]
+    unless = [CODED, UNAVAILABLE] if config.when_unavailable == "pass" else []
     return Service(tuple(attested), tuple(unless), tuple(left_out))

@@ -89,6 +89,15 @@ def refusal_of_agent(error: Exception) -> Refusal | None:
     return None
 
 
+def coded() -> Refusal:
+    """Return 502 for an answer with a content coding: what clients read is attested, so none was asked for."""
+    return Refusal(
+        502,
+        "upstream_coding",
+        "the model server coded the content of its answer although it was asked not to",
+    )
+
+
 def unexpected(error: Exception) -> Refusal:
     """Return 500 for an error that nobody expects, without a word of it."""
     logger.error("unexpected %s while answering a request", type(error).__name__)

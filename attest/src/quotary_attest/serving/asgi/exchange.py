@@ -40,7 +40,7 @@ from quotary_attest.serving.asgi.types import (
 from quotary_attest.serving.delivery import ATTESTATION, DELIVER, Delivery, Terms, delivery_of, header_value
 from quotary_attest.serving.fields import ATTESTED, NONCE, OUTPUT, all_identity, parse_nonce
 from quotary_attest.serving.paths import Api
-from quotary_attest.serving.refusals import Refusal, logger, refusal_of_agent, unexpected
+from quotary_attest.serving.refusals import Refusal, coded, logger, refusal_of_agent, unexpected
 from quotary_attest.serving.tap import EVENT_STREAM, StreamTap, is_json, whole_account
 from quotary_attest.serving.ticket import Account, Recorder, Ticket
 from quotary_verifier.wire.inband import insert, opens_object
@@ -178,11 +178,13 @@ class Exchange:
         self._status = int(message["status"])
         fields = without(message.get("headers", ()), OURS)
         self._start = {**message, "headers": fields}
-        reason = self._unattestable(fields)
+        reason = self._unattestable()
         if reason is None:
             try:
+                if not all_identity(values(fields, "content-encoding")):
+                    raise coded()
                 self._announce()
-            except NOT_ATTESTED as error:
+            except (*NOT_ATTESTED, Refusal) as error:
                 if not self._terms.lenient:
                     self._break_off()
                     await self._refuse(error)
@@ -197,14 +199,12 @@ class Exchange:
         else:
             await self._stream()
 
-    def _unattestable(self, fields: Fields) -> str | None:
+    def _unattestable(self) -> str | None:
         """Say why an answer is not attested, whatever the agent says."""
         if self._status in _WHO_MAY_ASK:
             return "it says who may not ask"
         if self._status in _BODYLESS:
             return "it has no body"
-        if not all_identity(values(fields, "content-encoding")):
-            return "it has a content coding"
         if not self._line.read_whole:
             return "it was begun before the request was read"
         return None
