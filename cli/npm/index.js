@@ -20,9 +20,10 @@ const EVENT_LIMIT = 4 * 1024 * 1024;
 const OUTPUT_ID = /^out_[0-9a-f]{48}$/;
 const EMPTY = new Set([204, 205, 304]);
 const BLANK_LINE = /\n\r?\n/g;
-// Events after which clients may stop reading.
-const LAST_EVENT =
-  /(?:^|\n\r?\n)(?=data: ?\[DONE\]|event: ?(?:response\.(?:completed|incomplete|failed)|message_stop)[\r\n])/;
+// What clients may take for the end, however it stands there: each reads spaces, lines and fields a little differently.
+const NAMES = ["response.completed", "response.incomplete", "response.failed", "message_stop"];
+const LAST_EVENT = new RegExp(["\\[DONE\\]", ...NAMES.map(spelled)].join("|"));
+const REMEMBERED = 128;
 
 /** An answer without a verdict. */
 export class AttestationError extends Error {
@@ -161,13 +162,32 @@ function refusal({ headers }) {
     return new AttestationNotChecked(`the answer came with the content coding ${coding}`);
 }
 
+/** Returns a pattern of all ways in which JSON can write a name. */
+function spelled(name) {
+  const hex = (letter) => letter.charCodeAt(0).toString(16).replace(/[a-f]/g, (c) => `[${c}${c.toUpperCase()}]`);
+  return [...name].map((letter) => `(?:${letter.replace(".", "\\.")}|\\\\u00${hex(letter)})`).join("");
+}
+
 /** Returns what says of each piece what may be handed on now; of null, what was held until the end. */
 function releaser(kind) {
-  if (!kind.startsWith("text/event-stream")) {
-    const held = [];
-    const whole = /^[^;]*[/+]json\s*(;|$)/.test(kind) || !kind;
-    return (piece) => (piece === null ? Buffer.concat(held) : whole ? (held.push(piece), Buffer.alloc(0)) : piece);
-  }
+  if (kind.startsWith("text/event-stream")) return eventReleaser();
+  const held = [];
+  const whole = /^[^;]*[/+]json\s*(;|$)/.test(kind) || !kind;
+  let before = "";
+  return (piece) => {
+    if (piece === null) return Buffer.concat(held);
+    if (whole || held.length) return held.push(piece), Buffer.alloc(0);
+    // A client that expects events reads them whatever the media type says.
+    const text = before + Buffer.from(piece).toString("latin1");
+    const final = LAST_EVENT.exec(text);
+    const cut = final ? Math.max(0, final.index - before.length) : piece.length;
+    if (final) held.push(piece.subarray(cut));
+    before = text.slice(-REMEMBERED);
+    return piece.subarray(0, cut);
+  };
+}
+
+function eventReleaser() {
   let open = Buffer.alloc(0); // begins where an event begins
   const tail = []; // the last event and what follows it
   return (piece) => {
@@ -177,9 +197,7 @@ function releaser(kind) {
     if (open.length > EVENT_LIMIT) throw new AttestationNotChecked(`an event is longer than ${EVENT_LIMIT} bytes`);
     const text = open.toString("latin1");
     const final = LAST_EVENT.exec(text);
-    const ends = final
-      ? [final.index + final[0].length]
-      : [...text.matchAll(BLANK_LINE)].map((match) => match.index + match[0].length);
+    const ends = [...text.slice(0, final?.index).matchAll(BLANK_LINE)].map((match) => match.index + match[0].length);
     const cut = ends.at(-1) ?? 0;
     const out = open.subarray(0, cut);
     open = open.subarray(cut);
@@ -253,7 +271,13 @@ function outcome(code, out, problem) {
     problem = printed.error ?? problem;
   } catch {} // not JSON: whatever it was, no verdict
   if (!report) throw new AttestationNotChecked(`attest verify ended with ${code}: ${problem.trim()}`);
-  if (code === 0 && report.outcome === "verified") return report;
+  if (code === 0 && report.outcome === "verified") {
+    // The command takes the text of an answer as well: here it would be another body than the one that is attested.
+    const matched = report.claims?.find(({ name }) => name === "matched")?.value ?? "nothing";
+    if (matched !== "body" && !matched.startsWith("body,"))
+      throw new AttestationRejected(`output: the answer is no body that is attested, but ${matched}`, report);
+    return report;
+  }
   const Kind = code === 1 ? AttestationRejected : AttestationNotChecked;
   throw new Kind(`${report.failing}: ${report.reason}`, report);
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from consumers import Answer, attesting_host, middle
-from tampering import body, fields
+from tampering import body, both, fields
 from tpms import Tpm
 
 ROOT = Path(__file__).parents[2]
@@ -29,12 +29,17 @@ REJECTED, MISSING, UNCHECKED = "AttestationRejected", "AttestationMissing", "Att
 
 def word(answer: Answer) -> Answer:
     """Change a word."""
-    return replace(answer, body=answer.body.replace(b"Hel", b"Hal"))
+    return replace(answer, body=word_in(answer.body))
+
+
+def word_in(data: bytes) -> bytes:
+    return data.replace(b"Hel", b"Hal")
 
 
 PLAIN: dict[str, tuple[dict[str, Any], str | None]] = {
     "honest": ({}, None),
     "a word": ({"tamper": word}, REJECTED),
+    "its text alone": ({"tamper": body(lambda _: b"Hello")}, REJECTED),
     "marked unattested": ({"tamper": fields(Quotary_Attested="no")}, MISSING),
     "no id": ({"tamper": fields(Quotary_Output=None)}, MISSING),
     "another request": ({"requests": lambda data: data.replace(b"hi", b"ho")}, REJECTED),
@@ -50,6 +55,8 @@ STREAMED: dict[str, tuple[dict[str, Any], str | None]] = {
     "an event more": ({"tamper": body(lambda data: data.replace(b"data: [", b": x\n\ndata: ["))}, REJECTED),
     "cut": ({"tamper": body(lambda data: data[: len(data) // 3])}, REJECTED),
     "behind the end": ({"tamper": body(lambda data: data + b": x\n\n")}, REJECTED),
+    "another end": ({"tamper": body(lambda data: word_in(data).replace(b"data: [", b"data:["))}, REJECTED),
+    "another type": ({"tamper": both(body(word_in), fields(Content_Type="text/x"))}, REJECTED),
     "marked unattested": ({"tamper": fields(Quotary_Attested="no")}, MISSING),
     "an endless event": ({"tamper": body(lambda data: b"data: " + b"x" * (5 << 20) + data)}, UNCHECKED),
 }

@@ -11,12 +11,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import re
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
+from quotary.endings import Endings
 from quotary.errors import (
     AttestationError,
     AttestationMissing,
@@ -35,10 +35,6 @@ ATTESTED = "Quotary-Attested"
 ATTESTATION = "Quotary-Attestation"
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# Events after which clients of these interfaces may stop reading.
-_LAST_EVENT = re.compile(
-    rb"(?:\A|\n\r?\n)(event: ?(?:response\.(?:completed|incomplete|failed)|message_stop)[\r\n])"
-)
 
 
 class Form(Enum):
@@ -79,6 +75,7 @@ class Exchange:
         self._limits = judge.checks.limits
         self._verdict: Verdict | None = None
         self._stripper = Stripper(self._limits.held)
+        self._endings = Endings()
         self._hash = hashlib.sha256()
         self._kept: bytearray | None = bytearray()
         self._rest = bytearray()
@@ -161,9 +158,7 @@ class Exchange:
             except MalformedError as error:
                 return self._give_up(AttestationNotChecked(str(error), self))
         self._take(out)
-        if self.form is Form.OPAQUE:
-            return out
-        held = self._before_last_event(out) if self.form is Form.EVENTS else 0
+        held = 0 if self.form is Form.WHOLE else self._endings.allowed(out)
         self._rest += out[held:]
         if len(self._rest) > self._limits.held:
             problem = f"more than {self._limits.held} bytes would have to be held until there is a verdict"
@@ -271,13 +266,6 @@ class Exchange:
             self._kept += out
             if len(self._kept) > self._limits.kept:
                 self._kept = None
-
-    def _before_last_event(self, out: bytes) -> int:
-        """Return how much of `out` may go before there is a verdict: not the event after which clients may stop."""
-        if self._rest:
-            return 0
-        found = _LAST_EVENT.search(out)
-        return len(out) if found is None else found.start(1)
 
     def _give_up(self, error: AttestationError) -> bytes:
         """End checking: raise, or hand on what is held and all that follows."""
