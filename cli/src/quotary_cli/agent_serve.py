@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import signal
@@ -15,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from quotary_attest import memory
 from quotary_attest.agent import Agent
 from quotary_attest.engine.errors import AgentError, Unavailable
 from quotary_attest.linking.started import EngineFailed
@@ -91,7 +91,7 @@ async def serve(
         health = await stack.enter_async_context(_health(config, agent, metrics, signals, service.sockets))
         await stack.enter_async_context(agent)
         metrics.watch(agent.status, config.state.folder)
-        _settle_memory()
+        memory.settle()
         await stack.enter_async_context(doors)
         for name in service.sockets.left:
             _LOG.warning("systemd passed a socket named %s, which the configuration does not use", name)
@@ -215,10 +215,3 @@ async def _expire(agent: Agent, days: int) -> None:
         except Exception as error:
             _LOG.error("old records cannot be deleted now: %s", error)
         await asyncio.sleep(_HOUR)
-
-
-def _settle_memory() -> None:
-    """Keep what start-up made out of the collector's way: its pauses stand in the 99th percentile (measured)."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-from quotary_attest import logs
+from quotary_attest import logs, memory
 from quotary_attest.metrics import Tally
 from quotary_attest.serving.link.client import RemoteAttester
 from quotary_attest.serving.orders import READY, Leave, Start, Switch, read_order
@@ -56,6 +56,7 @@ class Worker:
             await proxy.__aenter__()
             try:
                 await proxy.listen_on(socket.socket(fileno=start.listener))
+                memory.settle()
                 say(READY)
                 chores = (self._follow(proxy), self._count(attester))
                 self._tasks |= {asyncio.create_task(chore) for chore in chores}
