@@ -154,3 +154,33 @@ async def test_failures_can_be_attached(host: Host) -> None:
         assert b"Hullo" in await answer.read()
         with pytest.raises(AttestationError, match="output"):
             verdict(answer)
+
+
+async def test_a_redirect_by_either_field_that_aiohttp_follows_is_refused(host: Host) -> None:
+    for field in ("Location", "URI"):
+        for how in ({}, {"on_failure": "attach"}, {"unattested": ("*",)}):
+            async with middle(host.proxy) as elsewhere:
+                away = {field: elsewhere.url + CHAT}
+                host.middle.tamper = lambda answer, away=away: replace(answer, status=307, headers=away)  # type: ignore[misc]
+                async with session(host.checks(**how)) as client:
+                    with pytest.raises(AttestationError, match="redirect to another host"):
+                        await client.post(host.middle.url + CHAT, data=PLAIN)
+                assert elsewhere.nonces == []
+
+
+async def test_a_request_that_is_sent_again_has_another_nonce(host: Host) -> None:
+    async def twice(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        (await handler(request)).release()
+        return await handler(request)
+
+    checking = VerifyingMiddleware(host.checks())
+    async with aiohttp.ClientSession(middlewares=(twice, checking)) as client:
+        async with client.post(host.middle.url + CHAT, data=PLAIN) as answer:
+            verdict(answer)
+        assert len(set(host.middle.nonces)) == 2
+        headers = {"Quotary-Nonce": "5a" * 16}
+        async with client.post(host.middle.url + CHAT, data=PLAIN, headers=headers) as answer:
+            verdict(answer)
+    assert host.middle.nonces[2:] == ["5a" * 16] * 2

@@ -121,6 +121,21 @@ async def test_a_nonce_of_the_callers_is_kept(host: Host, library: Any) -> None:
         await ask(host, library, PLAIN, headers={"Quotary-Nonce": "5A" * 16})
 
 
+@both_libraries
+async def test_a_request_that_is_sent_again_has_another_nonce(host: Host, library: Any) -> None:
+    plain, ours = library
+    transport = ours.AsyncVerifyingTransport(host.checks(), plain.AsyncHTTPTransport(verify=False))
+    async with plain.AsyncClient(transport=transport) as client:
+        request = client.build_request("POST", host.middle.url + CHAT, content=PLAIN)
+        host.middle.tamper = lambda _: None
+        with pytest.raises(plain.TransportError):
+            await client.send(request)
+        host.middle.tamper = honest
+        for _ in range(2):
+            verdict(await client.send(request))
+    assert len(set(host.middle.nonces)) == len(host.middle.nonces) == 3
+
+
 FETCHED: dict[str, tuple[Tamper, str]] = {
     "nothing": (honest, GOOD),
     "not there": (lambda answer: replace(answer, status=404), "AttestationMissing: the host has no"),

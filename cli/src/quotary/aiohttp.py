@@ -50,7 +50,11 @@ class VerifyingMiddleware:
         exchange = Exchange(self.judge, request.method, str(request.url), body, request.headers.get(NONCE))
         request.headers[NONCE] = exchange.nonce.hex()
         request.headers["Accept-Encoding"] = "identity"
-        answer = await handler(request)
+        try:
+            answer = await handler(request)
+        finally:
+            if exchange.made_nonce:  # who sends the same request again gets another
+                del request.headers[NONCE]
         attach(answer, exchange)
         try:
             exchange.answered(answer.status, answer.headers.items())

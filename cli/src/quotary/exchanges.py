@@ -35,6 +35,7 @@ ATTESTED = "Quotary-Attested"
 ATTESTATION = "Quotary-Attestation"
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PLACES = ("location", "uri")  # aiohttp follows either
 
 
 class Form(Enum):
@@ -54,6 +55,7 @@ class Exchange:
         url: Of the request.
         request: The request's body.
         nonce: What was sent with it.
+        made_nonce: Whether it was made here, for this attempt; else it is the caller's.
         status: Of the answer; None before it came.
         output_id: By which the host knows the answer, if it said so.
         attestation: The attestation's bytes, once they were found.
@@ -65,6 +67,7 @@ class Exchange:
     def __init__(self, judge: Judge, method: str, url: str, request: bytes, nonce: str | None = None) -> None:
         self.method, self.url, self.request = method, url, request
         self.nonce = judge.make_nonce() if nonce is None else _parse_nonce(nonce)
+        self.made_nonce = nonce is None
         self.status: int | None = None
         self.output_id: str | None = None
         self.attestation: bytes | None = None
@@ -130,7 +133,7 @@ class Exchange:
         self.status = status
         self.output_id = _output_id(values.get(OUTPUT.lower(), []))
         if status in _REDIRECTS:
-            self._check_redirect(values.get("location", []))
+            self._check_redirect([place for name in _PLACES for place in values.get(name, [])])
         if ATTESTED.lower() in values or (self.output_id is None and not self._required):
             self._without()
             return

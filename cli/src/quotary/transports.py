@@ -41,6 +41,12 @@ class Checking:
         request.headers["Accept-Encoding"] = "identity"
         return exchange
 
+    @staticmethod
+    def _sent(request: Any, exchange: Exchange) -> None:
+        """Take our nonce off a request: who sends the same one again, or follows a redirect, gets another."""
+        if exchange.made_nonce:
+            del request.headers[NONCE]
+
     def _whole(self, answer: Any, exchange: Exchange, body: bytes) -> Any:
         """Make the answer anew, of a body that is complete."""
         fields = [(name, value) for name, value in answer.headers.multi_items() if name not in _DROPPED]
@@ -92,7 +98,10 @@ class SyncChecking(Checking):
         """
         request.read()
         exchange = self._begin(request)
-        answer = self._send(request)
+        try:
+            answer = self._send(request)
+        finally:
+            self._sent(request, exchange)
         try:
             exchange.answered(answer.status_code, answer.headers.multi_items())
             if exchange.form is not Form.WHOLE:
@@ -161,7 +170,10 @@ class AsyncChecking(Checking):
         """
         await request.aread()
         exchange = self._begin(request)
-        answer = await self._send(request)
+        try:
+            answer = await self._send(request)
+        finally:
+            self._sent(request, exchange)
         try:
             exchange.answered(answer.status_code, answer.headers.multi_items())
             if exchange.form is not Form.WHOLE:
