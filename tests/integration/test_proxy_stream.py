@@ -367,7 +367,7 @@ async def test_nothing_of_requests_and_outputs_reaches_the_log(caplog: pytest.Lo
         async with setup.post(headers={"Quotary-Nonce": "secret"}) as answer:
             assert answer.status == 400
         await setup.raw(b"POST /secret HTTP/1.1\r\nContent-Length: secret\r\n\r\n")
-    assert any("ends in state 0" in record.getMessage() for record in caplog.records)
+    assert any("ends in state complete" in record.getMessage() for record in caplog.records)
     for record in caplog.records:
         if record.name.startswith("quotary"):
             assert "secret" not in caplog.handler.format(record)

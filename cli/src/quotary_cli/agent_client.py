@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,7 @@ def sign(
 def quote(state: Path | None, path: Path | None, nonce: str, out: Path) -> None:
     """Have the running agent quote its platform as it is now, over a nonce.
 
-    What it writes is verified by `attest verify FILE --policy P --nonce HEX`.
+    What it writes is verified by `attest verify --fresh FILE --policy P --nonce HEX`.
     """
     write_file(out, _request(socket_of(state, path), "POST", "/v1/quote", {"nonce": nonce}))
 
@@ -118,7 +120,8 @@ def status(state: Path | None, path: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"schema": STATUS_SCHEMA, **answer})
         return
-    show({key: _text(value) for key, value in answer.items() if value not in ("", [], None)}, as_json=False)
+    shown = {key: _text(key, value) for key, value in answer.items() if value not in ("", [], None)}
+    show(shown, as_json=False)
 
 
 def _outputs(path: Path, answer: dict[str, Any], count: int) -> list[tuple[str, bytes]]:
@@ -139,7 +142,12 @@ def _stranger(path: Path) -> Failure:
     return Failure(f"what answers at {path} is not the agent", code=ExitCode.FAILURE)
 
 
-def _text(value: Any) -> str:
+def _text(key: str, value: Any) -> str:
+    if key == "certificate_expiry" and isinstance(value, int):
+        with contextlib.suppress(
+            OverflowError, OSError, ValueError
+        ):  # a number that is no time is shown as it is
+            return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%dT%H:%M:%SZ}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

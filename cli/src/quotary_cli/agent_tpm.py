@@ -29,7 +29,7 @@ tpm_option = click.option(
 emulator_option = click.option(
     "--emulator",
     is_flag=True,
-    help="Use a private software TPM in the state folder, for hosts without a TPM.",
+    help="Use a private software TPM beside the state folder, to try things out; it protects nothing.",
 )
 state_option = click.option(
     "--state",

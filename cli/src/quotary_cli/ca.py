@@ -22,6 +22,7 @@ from quotary_cli.enrolment import (
     show,
     write_file,
 )
+from quotary_cli.lazy import InOrder
 from quotary_cli.output import clean, print_json
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _finite(hours: float) -> float:
     return hours
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 def ca() -> None:
     """Run a certificate authority that endorses hosts.
 
@@ -53,7 +54,7 @@ def ca() -> None:
     """
 
 
-@ca.command()
+@ca.command(short_help="Make a CA: a key and a self-signed root.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--name", required=True, help="Common name of the root. Short is good: it stands in every certificate."
@@ -73,7 +74,7 @@ def init(folder: Path, name: str, days: int, passphrase_file: Path | None, as_js
     show({"schema": SCHEMA, "folder": str(folder), **_describe_root(root)}, as_json=as_json)
 
 
-@ca.command()
+@ca.command(short_help="Answer a host's request with a challenge.")
 @click.argument("folder", type=FOLDER)
 @click.argument("request", type=FILE)
 @click.option(
@@ -129,7 +130,7 @@ def challenge(
     show({"schema": SCHEMA, "challenge": str(out), **_describe(identity)}, as_json=as_json)
 
 
-@ca.command()
+@ca.command(short_help="Answer a host's activation with its certificate.")
 @click.argument("folder", type=FOLDER)
 @click.argument("activation", type=FILE)
 @passphrase_option
@@ -149,7 +150,7 @@ def issue(folder: Path, activation: Path, passphrase_file: Path | None, out: Pat
     show({"schema": SCHEMA, "grant": str(out), **_describe_entry(made.entry)}, as_json=as_json)
 
 
-@ca.command(name="show")
+@ca.command(name="show", short_help="Show a CA, its certificates and open challenges.")
 @click.argument("folder", type=FOLDER)
 @click.option("--root", is_flag=True, help="Print only the root certificate as PEM, for a policy.")
 @json_option

@@ -21,6 +21,7 @@ from quotary_cli.enrolment import (
     show,
     write_file,
 )
+from quotary_cli.lazy import InOrder
 
 if TYPE_CHECKING:
     from quotary_attest.tpm.model import Authorizations
@@ -32,7 +33,7 @@ auth_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 def enroll() -> None:
     """Get a certificate for this host's attestation key.
 
@@ -45,7 +46,7 @@ def enroll() -> None:
     """
 
 
-@enroll.command()
+@enroll.command(short_help="Write a request, to be carried to the CA.")
 @state_option
 @tpm_option
 @auth_option
@@ -73,7 +74,7 @@ def request(
     """Write a request for the origin in the state folder, to be carried to the CA."""
     certificate = None if ek_certificate is None else read_certificate(ek_certificate)
     intermediates = [read_certificate(path) for path in ek_intermediate]
-    with failures():
+    with failures(install="quotary[tpm]"):
         from quotary_attest.enrol.host import make_request
         from quotary_attest.state import read_identity
         from quotary_attest.tpm.connection import Connection
@@ -92,7 +93,7 @@ def request(
     show({"schema": SCHEMA, "request": str(out), "origin": origin}, as_json=as_json)
 
 
-@enroll.command()
+@enroll.command(short_help="Open the CA's challenge with the TPM.")
 @click.argument("challenge", type=FILE)
 @state_option
 @tpm_option
@@ -109,7 +110,7 @@ def activate(
 ) -> None:
     """Open the CA's CHALLENGE with the TPM and write the answer."""
     data = read_file(challenge)
-    with failures():
+    with failures(install="quotary[tpm]"):
         from quotary_attest.enrol.host import activate as open_challenge
         from quotary_attest.tpm.connection import Connection
 
@@ -120,7 +121,7 @@ def activate(
     show({"schema": SCHEMA, "activation": str(out)}, as_json=as_json)
 
 
-@enroll.command()
+@enroll.command(short_help="Check the CA's grant and install its certificate.")
 @click.argument("grant", type=FILE)
 @state_option
 @click.option(
@@ -131,7 +132,7 @@ def install(grant: Path, state: Path, root: Path | None, as_json: bool) -> None:
     """Check the CA's GRANT and install its certificate, which a running agent uses after SIGHUP."""
     data = read_file(grant)
     anchor = None if root is None else read_certificate(root)
-    with failures():
+    with failures(install="quotary[tpm]"):
         from quotary_attest.enrol.host import install as install_grant
         from quotary_attest.enrol.ledger import format_time
 

@@ -41,8 +41,11 @@ def now() -> datetime:
 
 
 @contextmanager
-def failures() -> Iterator[None]:
-    """Turn every error of an enrolment into a failure with its exit code (design section 7)."""
+def failures(*, install: str = "quotary-attest") -> Iterator[None]:
+    """Turn every error of an enrolment into a failure with its exit code (design section 7).
+
+    `install` is what brings the host side where it is missing; a CA needs no TPM library.
+    """
     try:
         yield
     except (MalformedError, EvidenceError) as error:
@@ -55,7 +58,7 @@ def failures() -> Iterator[None]:
         raise Failure(
             "the host side of quotary is not installed",
             code=ExitCode.FAILURE,
-            hint="pip install 'quotary[tpm]'",
+            hint=f"pip install '{install}'",
         ) from None
     except Exception as error:
         code = _host_side(error)

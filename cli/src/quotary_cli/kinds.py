@@ -53,6 +53,13 @@ _ENROLMENT = {
     22: "enrolment activation",
     23: "enrolment grant",
 }
+_ENROLMENT_FIELDS = {
+    20: ("salt", "genesis", "ek", "ek_certificate", "intermediates"),
+    21: ("id", "request", "origin", "ak_name", "ek_sha256", "expires", "credential", "secret"),
+    22: ("id", "challenge", "origin", "ak_name", "ek_sha256", "proof"),
+    23: ("id", "origin", "ak_name", "ek_sha256", "certificates"),
+}
+"""Fields 2 and on of each enrolment file, in docs/spec/enrolment.cddl's order."""
 
 
 def describe(data: bytes) -> tuple[str, Content]:
@@ -90,11 +97,21 @@ def _artefact(data: bytes) -> tuple[str, Content]:
     if kind == KIND_COMMIT:
         return "history", {"commits": [commit_view(Commit.decode(item)) for item in split(data)]}
     if kind in _ENROLMENT:
-        return _ENROLMENT[kind], {"fields": plain(value)}
+        return _ENROLMENT[kind], _enrolment(kind, value)
     if kind not in _READERS:
         raise MalformedError(f"an artefact of kind {kind!r} is not known")
     name, reader = _READERS[kind]
     return name, reader(data)
+
+
+def _enrolment(kind: int, value: dict[int, Any]) -> Content:
+    """Name the fields of an enrolment file; those that are not known keep their numbers."""
+    names = ("kind", "version", *_ENROLMENT_FIELDS[kind])
+    known = dict(enumerate(names))
+    shown: Content = {known.get(key, str(key)): plain(item) for key, item in value.items()}
+    if isinstance(shown.get("expires"), int):
+        shown["expires"] = time_view(shown["expires"])
+    return shown
 
 
 def _attestation(data: bytes) -> Content:

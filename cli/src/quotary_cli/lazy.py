@@ -9,6 +9,14 @@ from typing import Any
 import click
 
 
+class InOrder(click.Group):
+    """A click group whose help lists the commands in the order in which they are used, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names of all subcommands, in the order they are declared."""
+        return list(self.commands)
+
+
 class LazyGroup(click.Group):
     """A click group whose commands stand in a table: name → (module, attribute, help in one line)."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import click
@@ -18,6 +19,8 @@ _COMMANDS = {
     "agent": ("quotary_cli.agent", "agent", "Run the signing agent of an inference host."),
     "ca": ("quotary_cli.ca", "ca", "Run a certificate authority that endorses hosts."),
 }
+_NOUN = re.compile(r"(?<=: )(?:File|Directory|Path)(?= ')")
+"""Where click begins a sentence within a message: invalid value for 'FILE': File 'x' does not exist."""
 
 
 @click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,7 +73,7 @@ def _usage_hint(error: click.UsageError) -> str:
 
 
 def _lower(message: str) -> str:
-    text = message.strip().rstrip(".")
+    text = _NOUN.sub(lambda noun: noun[0].lower(), message.strip().rstrip("."))
     return text[:1].lower() + text[1:]
 
 

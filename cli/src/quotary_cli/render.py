@@ -33,6 +33,7 @@ _HINTS = {
     Step.AK_ENDORSEMENT: "ask the operator for the certificate of this host, or pin its origin in the policy",
     Step.TPM_KIND: "set software = true under [tpm] only for tests and demonstrations",
     Step.BOOT_LOGS: "a boot log was altered, or is of another boot than the one that the quote speaks for",
+    Step.FRESHNESS: "name the nonce that you sent with the request (--nonce), or ask the host again",
     Step.PLATFORM: "the host booted other firmware or software than the policy lists",
 }
 _MAIN_CLAIMS = (
@@ -94,4 +95,6 @@ def _summary(report: Report) -> None:
         for check in report.checks
         if check.state is CheckState.NOT_CHECKED and check.detail != NOT_REACHED
     ]
-    click.echo(f"  checks    {passed} passed; not checked: {', '.join(left) or 'none'} (--explain shows all)")
+    beyond = sum(check.detail == NOT_REACHED for check in report.checks)
+    reached = f"{passed} passed, {beyond} not reached" if beyond else f"{passed} passed"
+    click.echo(f"  checks    {reached}; not checked: {', '.join(left) or 'none'} (--explain shows all)")

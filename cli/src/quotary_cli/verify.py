@@ -22,6 +22,7 @@ from quotary_verifier import (
     Policy,
     PolicyError,
     Question,
+    QuotaryError,
     Rejected,
     Report,
     load_policy,
@@ -258,9 +259,24 @@ def _attestation_of(file: Path, output: bytes, given: Path | None) -> bytes:
         raise Failure(
             f"{file}: no attestation in it and no {file.name}{SUFFIX} beside it",
             code=ExitCode.USAGE,
-            hint="name it with --attestation, or fetch it from the host by the id in the Quotary-Output header",
+            hint=_missing_hint(output),
         )
     return embedded
+
+
+def _missing_hint(output: bytes) -> str:
+    """Say what to do where no attestation was found; a file of ours that is no output is recognised."""
+    from quotary_cli.kinds import describe
+
+    try:
+        kind, _ = describe(output)
+    except QuotaryError:
+        kind = ""
+    if kind == "fresh quote":
+        return "this is a fresh quote: verify it with --fresh and the --nonce that was asked with"
+    if kind == "attestation":
+        return "this is an attestation: name the output, and this with --attestation; or --statement for a host's"
+    return "name it with --attestation, or fetch it from the host by the id in the Quotary-Output header"
 
 
 def _with_progress(jobs: list[Job], as_json: bool) -> Iterator[Job]:

@@ -107,3 +107,15 @@ def test_a_life_of_a_challenge_that_is_no_number_is_refused(
     ]
     assert run([*command, "--hours", "nan"]) == 2
     assert "--hours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("expiry", "shown"),
+    [("1826985442", "2027-11-23T15:57:22Z"), ("99999999999999999999", "99999999999999999999")],
+)
+def test_status_shows_when_the_certificate_ends_as_a_date(
+    expiry: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(b'{"origin": "o", "certificate_expiry": %b}' % expiry.encode()) as agent:
+        assert run(["agent", "status", "--socket", str(agent)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["certificate", "expiry", shown]

@@ -194,7 +194,8 @@ class Ticket:
             self._alias,
             None if self.tie is None else self.tie.link,
         )
-        logger.info("output %s ends in state %d, status %d", self.text, account.state, account.status)
+        ended = account.state.name.lower().replace("_", "-")
+        logger.info("output %s ends in state %s, status %d", self.text, ended, account.status)
         return self._recorder.start(self._recorder.attester.submit(output))
 
     def abandon(self) -> None:

@@ -170,7 +170,7 @@ def _check_device(tcti: str) -> None:
         raise TpmGone(
             f"there is no {device}",
             hint="enable the tpm in the firmware's setup; in a container, pass the device in; "
-            "without a tpm, use swtpm",
+            "without a tpm, try a software one (--emulator)",
         )
     if not device.is_char_device():
         raise TpmUnsupported(f"{device} is not a tpm device", hint="for example device:/dev/tpmrm0")
