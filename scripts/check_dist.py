@@ -27,9 +27,7 @@ def shared_files(member: str, info: str) -> set[str]:
     """Return the names in the wheel of the member's files for operators: units, dashboard, container file."""
     folder = ROOT / member / "share"
     data = f"{info.removesuffix('.dist-info')}.data/data/share/quotary"
-    return {
-        f"{data}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*") if path.is_file()
-    }
+    return {f"{data}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*") if path.is_file()}
 
 
 def wheel_problems(wheel: Path, member: str, info: str) -> list[str]:

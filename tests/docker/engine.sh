@@ -67,6 +67,11 @@ _stop_dockerd() {
 stop_engine() {
     [[ -n "$ENGINE_DIR" ]] || return 0
     _stop_dockerd
+    # Containers without a network leave the mount of their network namespace behind.
+    local mount
+    while read -r _ mount _; do
+        [[ "$mount" != "$ENGINE_DIR"/* ]] || as_root umount -l "$mount"
+    done </proc/mounts
     as_root rm -rf "$ENGINE_DIR"
     ENGINE_DIR=""
     unset DOCKER_HOST
