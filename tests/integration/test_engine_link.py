@@ -433,3 +433,14 @@ def test_without_a_process_there_is_nothing_to_check(host: Host, peer: Peer | No
     assert host.link.link("unheard of", ProcessPeer(os.getpid())) is Link.CONFIGURED
     assert not host.link.holds("unheard of")
     assert host.link.holds(key)
+
+
+def test_nothing_is_kept_or_logged_of_names_that_a_peer_makes_up(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(100):
+        made_up = f"m{number}\nERROR an operator must do this now"
+        assert host.link.link(made_up, ProcessPeer(os.getpid())) is Link.CONFIGURED
+    assert caplog.messages == []
+    assert host.link.reason("m1") == ""
+    assert (host.link._told, host.link._known) == ({}, {})

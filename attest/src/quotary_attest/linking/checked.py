@@ -119,8 +119,8 @@ class CheckedLink:
 
         Of a process that is, or was started by, `below` it is not asked that it has the weights open.
         """
-        if peer is None:
-            return None
+        if peer is None or model not in self.models:
+            return None  # whoever hands an output in chooses the name: of one that was never measured nothing is kept
         process = self._at(peer)
         if process is None:
             problem = "the other end of the connection is no process that can be seen from here"

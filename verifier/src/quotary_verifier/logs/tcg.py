@@ -11,6 +11,7 @@ writer of the log says, and its *data* is true only where the digest was compute
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Collection, Mapping
 from typing import Final
@@ -40,6 +41,7 @@ _SPEC_ID_3: Final = b"Spec ID Event03\0"
 _SPEC_ID_SHA1: Final = (b"Spec ID Event00\0", b"Spec ID Event02\0")
 _LOCALITY: Final = b"StartupLocality\0"
 _LOCALITIES: Final = (0, 3, 4)
+_PADDING: Final = re.compile(rb"[\0\xff]++\Z")
 _HEAD = struct.Struct("<II20sI")
 _HEAD2 = struct.Struct("<III")
 
@@ -258,7 +260,7 @@ def parse_tcg_log(
 
 def _is_padding(data: bytes, at: int) -> bool:
     """Tell whether nothing but 0x00 and 0xff follows. No event begins with eight such bytes and holds no others."""
-    return not data[at : at + 8].strip(b"\0\xff") and not data[at:].strip(b"\0\xff")
+    return _PADDING.match(data, at) is not None
 
 
 def _old_event(data: bytes, at: int, number: int) -> tuple[RawEvent, int]:
