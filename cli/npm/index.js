@@ -188,21 +188,30 @@ function releaser(kind) {
 }
 
 function eventReleaser() {
-  let open = Buffer.alloc(0); // begins where an event begins
+  let held = []; // begins where an event begins
+  let size = 0;
+  let before = "";
   const tail = []; // the last event and what follows it
   return (piece) => {
-    if (piece === null) return Buffer.concat(tail.length ? tail : [open]);
+    if (piece === null) return Buffer.concat(tail.length ? tail : held);
     if (tail.length) return tail.push(piece), Buffer.alloc(0);
-    open = Buffer.concat([open, piece]);
-    if (open.length > EVENT_LIMIT) throw new AttestationNotChecked(`an event is longer than ${EVENT_LIMIT} bytes`);
+    held.push(piece);
+    size += piece.length;
+    if (size > EVENT_LIMIT) throw new AttestationNotChecked(`an event is longer than ${EVENT_LIMIT} bytes`);
+    const latest = before + Buffer.from(piece).toString("latin1");
+    before = latest.slice(-REMEMBERED);
+    // an event that comes byte by byte is not looked through for each byte
+    if (latest.search(BLANK_LINE) < 0 && latest.search(LAST_EVENT) < 0) return Buffer.alloc(0);
+    const open = Buffer.concat(held);
     const text = open.toString("latin1");
     const final = LAST_EVENT.exec(text);
     const ends = [...text.slice(0, final?.index).matchAll(BLANK_LINE)].map((match) => match.index + match[0].length);
     const cut = ends.at(-1) ?? 0;
-    const out = open.subarray(0, cut);
-    open = open.subarray(cut);
-    if (final) tail.push(open);
-    return out;
+    const rest = open.subarray(cut);
+    if (final) tail.push(rest);
+    held = [rest];
+    size = rest.length;
+    return open.subarray(0, cut);
   };
 }
 
