@@ -78,9 +78,6 @@ def test_a_server_that_makes_it_with_the_application_alone_has_it_set_up_by_the_
 
     monkeypatch.setenv("QUOTARY_MODEL", "m")
     assert Attest(app)._settings.model == "m"
-    monkeypatch.setenv("QUOTARY_MAX_HELD", "much")
-    with pytest.raises(ValueError, match="max_held"):
-        Attest(app)
 
 
 @pytest.mark.parametrize(

@@ -38,20 +38,32 @@ class Attest:
     """Pure ASGI middleware. Made with the application alone, it is configured by the environment."""
 
     def __init__(self, app: App, settings: Settings | None = None) -> None:
-        """Raises ValueError where the environment, or the file that it names, cannot be used."""
+        """Where the environment, or the file it names, cannot be used, the server's start fails, and every request."""
         self._app = app
-        self._settings = settings or from_environment()
+        self._unusable = ""
+        try:
+            self._settings = settings or from_environment()
+        except ValueError as error:  # raised here, it would pass for an application without a lifespan
+            self._settings, self._unusable = Settings(), str(error)
         self._link: RemoteAttester | None = None
         self._recorder: Recorder | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of ASGI."""
-        if scope["type"] == "http":
+        """Serve one connection of ASGI. Raises ValueError where the settings cannot be used."""
+        if self._unusable:
+            await self._refuse_start(scope, receive, send)
+        elif scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    async def _refuse_start(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            raise ValueError(self._unusable)
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": self._unusable})
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def watched(message: Message) -> None:
