@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -35,6 +36,7 @@ ATTESTED = "Quotary-Attested"
 ATTESTATION = "Quotary-Attestation"
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_UTF8 = re.compile(r'charset\s*=\s*"?(?:utf-?8|(?:us-)?ascii)"?\s*(?:;|\Z)', re.IGNORECASE)
 _PLACES = ("location", "uri")  # aiohttp follows either
 
 
@@ -142,6 +144,10 @@ class Exchange:
             self._stop(AttestationNotChecked(
                 f"the answer came with the content coding {', '.join(coding)[:40]}, though identity was asked for", self
             ))  # fmt: skip
+            return
+        if not all(map(_is_utf8, values.get("content-type", []))):
+            # the field is not attested, and in another character set the same bytes would be another text
+            self._stop(AttestationNotChecked("the answer came with a character set other than UTF-8", self))
             return
         self.form = _form(values.get("content-type", []))
         self.attestation = self._from_header(values.get(ATTESTATION.lower(), []))
@@ -313,6 +319,10 @@ def _form(kinds: list[str]) -> Form:
     if kind == "text/event-stream":
         return Form.EVENTS
     return Form.WHOLE if not kind or kind.endswith(("/json", "+json")) else Form.OPAQUE
+
+
+def _is_utf8(kind: str) -> bool:
+    return kind.lower().count("charset") == len(_UTF8.findall(kind))
 
 
 def _output_id(values: list[str]) -> str | None:

@@ -254,3 +254,28 @@ def test_only_answers_that_passed_have_an_exchange() -> None:
     for stranger in ("text", object(), None, 3):
         with pytest.raises(TypeError, match="no answer that came through quotary"):
             exchange(stranger)
+
+
+CHARSETS = {
+    "application/json": True,
+    "text/plain; charset=UTF-8": True,
+    'text/plain; charset="utf8"; x=y': True,
+    "text/plain;charset = us-ascii": True,
+    "text/plain; charset=utf-7": False,
+    "text/plain; charset=utf-8; charset=utf-7": False,
+    "text/plain; charset*=utf-7''x": False,
+    "application/json; charset=utf-16": False,
+    "text/event-stream; charset=utf-8x": False,
+}
+
+
+@pytest.mark.parametrize("kind", CHARSETS)
+def test_no_field_makes_another_text_of_the_bytes_that_are_verified(kind: str) -> None:
+    if CHARSETS[kind]:
+        begin(judge(), ("Content-Type", kind), ID)
+        return
+    with pytest.raises(AttestationNotChecked, match="character set"):
+        begin(judge(), ("Content-Type", kind), ID)
+    attached = begin(judge(on_failure="attach"), ("Content-Type", "text/plain"), ("Content-Type", kind), ID)
+    with pytest.raises(AttestationNotChecked, match="character set"):
+        _ = attached.verdict
