@@ -194,7 +194,9 @@ def _request(path: Path, method: str, target: str, body: dict[str, Any] | None) 
     finally:
         connection.close()
     if response.status != http.client.OK:
-        raise Failure(_refusal(_json(path, data)), code=_code(response.status))
+        unavailable = response.status == http.client.SERVICE_UNAVAILABLE
+        hint = "`attest agent status` says why" if unavailable else ""
+        raise Failure(_refusal(_json(path, data)), code=_code(response.status), hint=hint)
     return data
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -63,7 +64,7 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILURE
     except OSError as error:
-        failure = Failure(_os_message(error), code=ExitCode.FAILURE)
+        failure = Failure(_os_message(error), code=ExitCode.FAILURE, hint=_os_hint(error))
     print_failure(failure, as_json=wants_json(arguments))
     return failure.code
 
@@ -78,5 +79,9 @@ def _lower(message: str) -> str:
 
 
 def _os_message(error: OSError) -> str:
-    what = error.strerror or str(error)
+    what = (error.strerror or str(error)).replace("error while attempting to bind on", "cannot listen on", 1)
     return _lower(f"{error.filename}: {what}" if error.filename else what)
+
+
+def _os_hint(error: OSError) -> str:
+    return "name another address, or end what listens there" if error.errno == errno.EADDRINUSE else ""

@@ -31,7 +31,7 @@ STRANGE = [
 
 
 @contextmanager
-def answering(body: bytes) -> Iterator[Path]:
+def answering(body: bytes, status: bytes = b"200 OK") -> Iterator[Path]:
     """Something that listens on a Unix socket and answers one request with `body`."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         path = Path(folder) / "socket"
@@ -42,7 +42,8 @@ def answering(body: bytes) -> Iterator[Path]:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+                head = b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+                connection.sendall(head + body)
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65536):  # what is closed unread would reset the connection
                     pass
@@ -119,3 +120,15 @@ def test_status_shows_when_the_certificate_ends_as_a_date(
     with answering(b'{"origin": "o", "certificate_expiry": %b}' % expiry.encode()) as agent:
         assert run(["agent", "status", "--socket", str(agent)]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["certificate", "expiry", shown]
+
+
+@pytest.mark.parametrize(("status", "hinted"), [(b"503 Unavailable", True), (b"404 Not Found", False)])
+def test_an_agent_that_cannot_attest_is_asked_for_its_reason(
+    status: bytes, hinted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(b'{"error": {"message": "not now"}}', status) as agent:
+        words = ["agent", "quote", "--nonce", "00" * 8, "--out", str(tmp_path / "q"), "--socket", str(agent)]
+        assert run(words) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("error: not now")
+    assert ("attest agent status" in said) is hinted

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import sys
 from pathlib import Path
 
@@ -129,3 +131,23 @@ def test_inspect_names_the_fields_of_an_enrolment_and_its_expiry() -> None:
     assert content["origin"] == "origin"
     assert content["expires"].startswith("2026-") and content["expires"].endswith("+00:00")
     assert content["12"] == 3
+
+
+def test_an_address_that_is_taken_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def taken(*_: object, **__: object) -> None:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            first.listen()
+            asyncio.run(serve(first.getsockname()[1]))
+
+    async def serve(port: int) -> None:
+        await asyncio.start_server(lambda *_: None, "127.0.0.1", port)
+
+    monkeypatch.setattr("quotary_cli.kinds.describe", taken)
+    (tmp_path / "file").write_bytes(b"x")
+    assert run(["inspect", str(tmp_path / "file")]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot listen on address ('127.0.0.1', ")
+    assert "hint: name another address" in said
