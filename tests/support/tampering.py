@@ -74,7 +74,10 @@ PLAIN_TAMPERS: dict[str, tuple[Tamper, str]] = {
         "AttestationRejected: the JSON object",
     ),
     "a content coding": (packed, "AttestationNotChecked: the answer came with the content coding gzip"),
-    "a media type with another character set": (fields(Content_Type="application/json; charset=utf-7"), "AttestationNotChecked: the answer"),
+    "a media type with another character set": (
+        fields(Content_Type="application/json; charset=utf-7"),
+        "AttestationNotChecked: the answer",
+    ),
     "a status": (lambda answer: replace(answer, status=201), GOOD),
     "to another media type": (fields(Content_Type="application/octet-stream"), "AttestationRejected: output"),
 }  # fmt: skip
