@@ -25,6 +25,8 @@ CHECK_SCHEMA = "quotary-config-check/v1"
 _OPTIONS = {
     "state.folder": "--state",
     "model": "--model",
+    "engine.arguments": "the engine's arguments after --",
+    "engine.start": "--start-engine",
     "engine": "--engine",
     "proxy[0].upstream": "--upstream",
     "proxy[0].listen": "--listen",

@@ -79,6 +79,22 @@ def test_what_answers_like_no_agent_ends_with_four_and_writes_nothing(
         (["--model", "a" * 501 + "=FILE"], "1 to 500 bytes"),
         (["--", "argument"], "need --engine"),
         (["--allow-uid", "65534"], "--allow-uid needs --socket"),
+        (
+            [
+                "--model",
+                "a=FILE",
+                "--engine",
+                "FILE",
+                "--start-engine",
+                "--upstream",
+                "http://a",
+                "--listen",
+                "b:1",
+                "--",
+                "x",
+            ],
+            "arguments after --: has no place for what was measured",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_be_used_is_refused_before_the_agent_starts(
