@@ -8,7 +8,6 @@ bare side is what a signer without group commit does: one extend and one quote f
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import math
 import os
@@ -25,7 +24,8 @@ from functools import partial
 from pathlib import Path
 
 from figures import Measured, progress
-from quotary_attest.agent import Agent, Delivered, NewOutput
+from quotary_attest import memory
+from quotary_attest.agent import Agent, Delivered, NewOutput, World
 from quotary_attest.origin import init_state
 from quotary_attest.state import read_identity
 from quotary_attest.tpm.connection import Connection
@@ -129,7 +129,7 @@ async def running(folder: Path, tcti: str) -> AsyncIterator[Running]:
     make_state(tcti, state)
     extend = _extend_seconds(tcti)
     root = await open_root(read_identity(state).tpm, tcti)
-    async with Agent(state, root=root, workload=WORKLOAD) as agent:
+    async with Agent(state, root=root, workload=WORKLOAD, world=World(spare=memory.collect)) as agent:
         yield Running(agent, root, state, extend)
 
 
@@ -165,9 +165,7 @@ def fsync_seconds(folder: Path) -> float:
 def tune() -> None:
     """Set what `attest agent run` sets, for the process that holds the agent."""
     sys.setswitchinterval(_SWITCH_SECONDS)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    memory.settle(spare=True)
 
 
 def throughput(folder: Path, rounds: int, seconds: float) -> Measured:

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attesting import IN_FLIGHT, MODEL, Running, make_state, simulated_dtpm, tune
 from figures import Measured, NotMeasured, progress
 from prefill import one_batch, prefill, unsigned_commit
-from quotary_attest.agent import Agent
+from quotary_attest import memory
+from quotary_attest.agent import Agent, World
 from quotary_attest.enrol.issuance import Issuer, TpmModel, make_ak_certificate, make_root
 from quotary_attest.log.store import Store
 from quotary_attest.state import install_certificates, read_identity
@@ -102,7 +103,7 @@ async def _memory_and_size(folder: Path, tcti: str, first: int, last: int) -> di
     _certify(state)
     root = await open_root(read_identity(state).tpm, tcti)
     points: list[tuple[int, int]] = []
-    async with Agent(state, root=root, workload=WORKLOAD) as agent:
+    async with Agent(state, root=root, workload=WORKLOAD, world=World(spare=memory.collect)) as agent:
         run = Running(agent, root, state)
         step = (last - first) // (_POINTS - 1)
         await _make(run, first - step, IN_FLIGHT)

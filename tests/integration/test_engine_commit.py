@@ -26,7 +26,7 @@ from agents import (
 )
 from tpms import CC_PCR_EXTEND, CC_QUOTE, Tpm
 
-from quotary_attest.agent import Agent, Busy, Delivered, NewOutput, NotServed, UnknownOutput
+from quotary_attest.agent import Agent, Busy, Delivered, NewOutput, NotServed, UnknownOutput, World
 from quotary_attest.state import StateError
 from quotary_attest.workload import Workload
 from quotary_verifier.errors import Rejected
@@ -78,6 +78,24 @@ async def test_what_arrives_while_the_tpm_works_shares_one_quote(tpm: Tpm, agent
     assert len({Attestation.decode(item.encoded).note for item in done}) == codes.count(CC_QUOTE)
     for number, item in enumerate(done[1:]):
         judge(item.encoded, b"%d" % number, agent.origin)
+
+
+async def test_what_nobody_waits_for_is_done_while_the_tpm_quotes(tpm: Tpm, tmp_path: Path) -> None:
+    """Each commit once, after its batch is on disk and before its quote is answered: a chip takes longer than this."""
+    tpm.board.delays[CC_QUOTE] = 0.1
+    seen: list[tuple[int, bool]] = []
+    agents: list[Agent] = []
+
+    def spare() -> None:
+        store = agents[0].store
+        seen.append((store.commits, store.staged() is not None))
+
+    async with running(tpm, tmp_path / "state", world=World(spare=spare)) as agent:
+        agents.append(agent)
+        before = agent.store.commits
+        for number in range(3):
+            await agent.attest(b"%d" % number)
+    assert seen == [(before + number, True) for number in range(3)]
 
 
 async def test_the_record_cites_the_model_and_shows_it_with_its_engine_and_nothing_else(agent: Agent) -> None:
@@ -285,7 +303,6 @@ def audit_chain(agent: Agent) -> bytes:
 
 
 async def test_the_queue_is_bounded(tpm: Tpm, tmp_path: Path) -> None:
-    from quotary_attest.agent import World
     from quotary_attest.state import read_identity
     from quotary_attest.tpm.root import open_root
 

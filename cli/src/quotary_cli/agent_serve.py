@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from quotary_attest import memory
-from quotary_attest.agent import Agent
+from quotary_attest.agent import Agent, World
 from quotary_attest.engine.errors import AgentError, Unavailable
 from quotary_attest.linking.started import EngineFailed
 from quotary_attest.prometheus import CONTENT_TYPE, PrometheusMetrics
@@ -84,14 +84,19 @@ async def serve(
         root = await _root(config, tcti)
         stack.push_async_callback(root.close)  # also where the agent, which closes it, never came up
         agent = Agent(
-            config.state.folder, root=root, workload=inventory.workload, resume=resume, metrics=metrics
+            config.state.folder,
+            root=root,
+            workload=inventory.workload,
+            resume=resume,
+            world=World(spare=memory.collect),
+            metrics=metrics,
         )
         engines = Engines(config, inventory)
         doors = Doors(config, agent, service.sockets, metrics, inventory=inventory, engines=engines)
         health = await stack.enter_async_context(_health(config, agent, metrics, signals, service.sockets))
         await stack.enter_async_context(agent)
         metrics.watch(agent.status, config.state.folder)
-        memory.settle()
+        memory.settle(spare=True)
         await stack.enter_async_context(doors)
         for name in service.sockets.left:
             _LOG.warning("systemd passed a socket named %s, which the configuration does not use", name)

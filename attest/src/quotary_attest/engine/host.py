@@ -30,16 +30,17 @@ def _nothing(_name: str) -> None:
     """The crash point of every agent that is not under test."""
 
 
-def _drained() -> None:
-    """The job after which a thread has done all jobs before it."""
+def _idle() -> None:
+    """Do nothing: after this job a thread has done all jobs before it; and the default use of spare time."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Time, chance and crash points, injected by tests.
+    """Time, chance and crash points, injected by tests, and what to do with time that nobody waits for.
 
     `now` is the wall clock in milliseconds since the epoch, `monotonic` in seconds. `crash` is called with
-    the name of each step of starting and committing (`CRASH_POINTS`).
+    the name of each step of starting and committing (`CRASH_POINTS`). `spare` is called once a commit, on the event
+    loop, while the root works and nothing is left to do until it answers.
     """
 
     now: Callable[[], int] = wall_clock
@@ -47,6 +48,7 @@ class World:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     random: Random = field(default_factory=RandomPool)
     crash: Callable[[str], None] = _nothing
+    spare: Callable[[], None] = _idle
 
 
 CRASH_POINTS = (
@@ -138,7 +140,7 @@ class Host:
     async def close(self) -> None:
         """Close root, log and folder, in that order; what is applied is synced first."""
         await self.root.close()
-        await self.files.run(_drained)  # a cancelled commit may still be writing what is closed next
+        await self.files.run(_idle)  # a cancelled commit may still be writing what is closed next
         try:
             await self.background.run(self.store.close)
         finally:

@@ -236,6 +236,7 @@ class Engine:
                 for place, pending in enumerate(outputs[first : first + _SLICE], first):
                     key = pending.output.request_key
                     parts.append(make(pending.record, start + place, paths[place], pending.event, key))
+            self.host.world.spare()
 
         self._staged.clear()
         try:
