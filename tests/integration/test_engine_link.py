@@ -12,6 +12,8 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -26,9 +28,10 @@ from quotary_attest.enginelink import Peer, ProcessPeer, TcpPeer
 from quotary_attest.inventory import EngineFile, Inventory, measure_inventory
 from quotary_attest.linking import checked, processes, sockets
 from quotary_attest.linking.checked import CheckedLink
-from quotary_attest.linking.processes import Process, holder_of
+from quotary_attest.linking.processes import Process, holder_of, process_peer
 from quotary_attest.linking.sockets import peer_inodes
 from quotary_attest.measure import ModelFile
+from quotary_attest.serving import peers as serving_peers
 from quotary_attest.serving.link.client import RemoteAttester
 from quotary_attest.serving.link.door import LinkConfig, LinkDoor
 from quotary_attest.serving.local import LocalConfig, LocalInterface
@@ -225,9 +228,8 @@ async def test_a_caller_on_the_local_socket_gets_no_model_however_it_asks(
 async def test_middleware_is_checked_by_the_process_that_the_kernel_names(
     tpm: Tpm, tmp_path: Path, host: Host
 ) -> None:
-    def check(peer: object, model: str) -> Link:
-        assert hasattr(peer, "pid")
-        return host.link.link(model, ProcessPeer(peer.pid))
+    def check(peer: serving_peers.Peer) -> Callable[[str], Link]:
+        return partial(host.link.link, peer=process_peer(peer.pid))
 
     path = tmp_path / "link.sock"
     async with (
@@ -398,6 +400,17 @@ def test_a_zombie_is_not_alive(host: Host) -> None:
         engine.process.kill()
         os.waitid(os.P_PID, engine.process.pid, os.WEXITED | os.WNOWAIT)
         assert not process.alive
+
+
+def test_a_process_that_has_the_number_of_one_that_connected_is_not_it(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    key = host.inventory.workload.models[0].key
+    with small_engine(host.weights) as engine:
+        peer = process_peer(engine.process.pid)
+        assert host.link.link(key, peer) is Link.CHECKED
+        earlier = replace(peer, started=(peer.started or 0) - 1)
+        assert host.link.link(key, earlier) is Link.CONFIGURED
+    assert host.link.link(key, process_peer(engine.process.pid)) is Link.CONFIGURED
 
 
 def test_weights_that_a_child_of_the_engine_has_open_count(tmp_path: Path) -> None:

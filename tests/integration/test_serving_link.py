@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,12 @@ async def test_only_a_worker_says_itself_what_ties_its_outputs_to_an_engine(
 async def test_what_a_check_says_of_the_peer_stands_in_the_record(agent: Agent, tmp_path: Path) -> None:
     asked = []
 
-    def check(peer: Any, model: str) -> Link:
-        asked.append((peer.uid, model))
-        return Link.CHECKED
+    def check(peer: Any) -> Callable[[str], Link]:
+        def link(model: str) -> Link:
+            asked.append((peer.uid, model))
+            return Link.CHECKED
+
+        return link
 
     async with linked(agent, tmp_path / "link.sock", check=check) as (_, remote):
         delivered = await remote.submit(an_output(remote, model="llama"))

@@ -27,9 +27,14 @@ class TcpPeer:
 
 @dataclass(frozen=True, slots=True)
 class ProcessPeer:
-    """A process that connected to us on a Unix socket, as the kernel named it (SO_PEERCRED)."""
+    """A process that connected to us on a Unix socket, as the kernel named it (SO_PEERCRED).
+
+    `started` is when it started, in clock ticks since boot, as seen when it connected: a process that has its number
+    after it is another one. None is for whichever process has the number.
+    """
 
     pid: int
+    started: int | None = None
 
 
 Peer = TcpPeer | ProcessPeer

@@ -8,11 +8,12 @@ import os
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quotary_attest.config import claimed_model
-from quotary_attest.enginelink import ProcessPeer
+from quotary_attest.linking.processes import process_peer
 from quotary_attest.measuring.openssf import load_signers
 from quotary_attest.serving.link.door import LinkConfig, LinkDoor
 from quotary_attest.serving.local import LocalConfig, LocalInterface
@@ -102,7 +103,7 @@ class Doors:
         """Return the door for middleware, whose peers are looked at as engines behind proxies are."""
         link = self._engines.link if standing is None else standing.link
         return LinkDoor(
-            self._agent, config, check=lambda peer, model: link.link(model, ProcessPeer(peer.pid))
+            self._agent, config, check=lambda peer: partial(link.link, peer=process_peer(peer.pid))
         )
 
     def _swapper(self, standing: Standing | None) -> Swapper:

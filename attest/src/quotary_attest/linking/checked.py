@@ -143,7 +143,10 @@ class CheckedLink:
     def _at(self, peer: Peer) -> Process | None:
         """Return the process at the other end of a connection."""
         if isinstance(peer, ProcessPeer):
-            return Process.of(peer.pid)
+            process = Process.of(peer.pid)
+            if process is None or peer.started not in (None, process.started):
+                return None
+            return process
         now = self._clock()
         last, failures = self._searched.get(peer.theirs, (-1e9, 0))
         searching = now - last >= self._recheck * min(1 << failures, _LONGEST_WAIT)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from quotary_attest.enginelink import ProcessPeer
 from quotary_attest.measuring.files import Identity
 
 _PROC: Final = Path("/proc")
@@ -21,6 +22,12 @@ _MOST_CHILDREN: Final = 512
 
 Inode = tuple[int, int]
 """Device and inode of a file."""
+
+
+def process_peer(pid: int) -> ProcessPeer:
+    """Return who connects now under a number: whoever has it later is another process."""
+    process = Process.of(pid)
+    return ProcessPeer(pid, -1 if process is None else process.started)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 from contextlib import suppress
 from enum import Enum
 from typing import Final
@@ -191,7 +192,8 @@ class Exchange:
                     return
                 reason = type(error).__name__
         if reason is not None:
-            logger.info("an answer of status %d goes out unattested: %s", self._status, reason)
+            level = logging.INFO if self._status in (*_WHO_MAY_ASK, *_BODYLESS) else logging.WARNING
+            logger.log(level, "an answer of status %d goes out unattested: %s", self._status, reason)
             self._phase = _Phase.PASSING
             await self._send_start([*fields, field(ATTESTED, "no")])
         elif self._is_held(fields):

@@ -33,13 +33,13 @@ MAX_CONNECTIONS: Final = 256
 _WATCH_SECONDS: Final = 0.05
 _LAST_WORDS_SECONDS: Final = 5.0
 
-EngineCheck = Callable[[Peer, str], Link]
-"""Says what is known of a peer that reports outputs of a model: is it the engine that was measured?"""
+EngineCheck = Callable[[Peer], Callable[[str], Link]]
+"""Takes note of a peer as it connects; what it returns says of a model whether the peer is its engine, as measured."""
 
 
-def unchecked(_peer: Peer, _model: str) -> Link:
+def unchecked(_peer: Peer) -> Callable[[str], Link]:
     """Say that nothing was checked: the operator configured it so."""
-    return Link.CONFIGURED
+    return lambda _model: Link.CONFIGURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class LinkDoor:
             return None
         self._connections.add(connection)
         logger.info("a process of uid %d uses the serving link", peer.uid)
-        return Role(Source.MIDDLEWARE, lambda model: self._check(peer, model))
+        return Role(Source.MIDDLEWARE, self._check(peer))
 
     async def _watch(self) -> None:
         """Tell every connection when the agent can attest no more, and when it can again."""
