@@ -256,21 +256,29 @@ async def _latency(folder: Path, tcti: str, rounds: int, seconds: float) -> tupl
 
 
 async def _arrivals(run: Running, rate: float, seconds: float) -> list[float]:
-    """Hand outputs in at Poisson times, whatever the agent does; return how long each took from its time."""
+    """Hand outputs in at Poisson times, whatever the agent does; return how long each took from its time.
+
+    Nothing is done for all of them at once at the end: that would hold up those that are still on their way.
+    """
     waits: list[float] = []
-    futures: list[asyncio.Future[Delivered]] = []
+    last = asyncio.Event()
+    sent = 0
     begun = time.perf_counter()
     due, end = begun, begun + seconds
 
-    def done(scheduled: float, _: asyncio.Future[Delivered]) -> None:
+    def done(scheduled: float, future: asyncio.Future[Delivered]) -> None:
+        future.result()
         waits.append(time.perf_counter() - scheduled)
+        if len(waits) == sent and due >= end:
+            last.set()
 
     while due < end:
         while due <= time.perf_counter() and due < end:
             future = run.agent.enqueue(run.output())
+            sent += 1
             future.add_done_callback(partial(done, due))
-            futures.append(future)
             due -= math.log(1.0 - random.random()) / rate
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-    await asyncio.gather(*futures)
+    async with asyncio.timeout(60):
+        await last.wait()
     return waits
