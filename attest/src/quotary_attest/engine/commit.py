@@ -49,6 +49,27 @@ class Made:
     seconds: float
 
 
+class Stages:
+    """How far the commit is that is on its way. What can wait does so until its batch is on disk, or its extend done,
+    and takes no time of the interpreter from them; where no commit is on its way, nothing waits."""
+
+    __slots__ = ("extended", "staged")
+
+    def __init__(self) -> None:
+        self.staged, self.extended = asyncio.Event(), asyncio.Event()
+        self.end()
+
+    def begin(self) -> None:
+        """A commit begins."""
+        self.staged.clear()
+        self.extended.clear()
+
+    def end(self, _: object = None) -> None:
+        """It is over, whatever came of it."""
+        self.staged.set()
+        self.extended.set()
+
+
 class Committer:
     """Makes commits one after another and knows where the chain stands.
 
@@ -63,6 +84,7 @@ class Committer:
         self.position = Position(ZERO, (0, 0), ZERO)
         self.staged: StagedBatch | None = None
         self.unapplied: deque[Plan] = deque()
+        self.stages = Stages()
 
     def plan(
         self,
@@ -108,7 +130,7 @@ class Committer:
         return (batch.note, batch.digest) == (text, commit_digest(self.host.origin, batch.first, text))
 
     async def make(self, plan: Plan, meanwhile: Callable[[], Awaitable[None]] | None = None) -> Made:
-        """Stage a batch and commit it; `meanwhile` runs while the TPM works.
+        """Stage a batch and commit it; `meanwhile` runs while the TPM quotes.
 
         Raises RootError or StoreError; then `staged` tells whether the batch is on disk without its commit.
         """
@@ -128,11 +150,12 @@ class Committer:
         self, plan: Plan, meanwhile: Callable[[], Awaitable[None]] | None, *, stage: bool
     ) -> Made:
         steps = _Steps(self, plan, stage=stage)
+        self.stages.begin()
         working = asyncio.ensure_future(self.host.root.commit(plan.batch.digest, steps))
-        working.add_done_callback(lambda _: steps.staged.set())
+        working.add_done_callback(self.stages.end)
         try:
             if meanwhile is not None:
-                await steps.staged.wait()
+                await self.stages.extended.wait()
                 await meanwhile()
         finally:
             try:
@@ -215,7 +238,6 @@ class _Steps(CommitSteps):
     """
 
     def __init__(self, committer: Committer, plan: Plan, *, stage: bool) -> None:
-        self.staged = asyncio.Event()
         self.seconds = 0.0
         self._committer = committer
         self._plan = plan
@@ -235,18 +257,19 @@ class _Steps(CommitSteps):
         return self._result
 
     def before(self) -> None:
-        """Put records and intended note on disk; then let the rest of the process use the time of the TPM."""
+        """Put records and intended note on disk."""
         with self._in_time():
             if self._stage:
                 self._committer.host.store.stage(self._plan.batch)
                 self._committer.staged = self._plan.batch
                 self._world.crash("staged")
-        self._loop.call_soon_threadsafe(self.staged.set)
+        self._loop.call_soon_threadsafe(self._committer.stages.staged.set)
         self._begun = self._world.monotonic()
 
     def between(self) -> None:
-        """Tell that the extend is done."""
+        """Let the rest of the process use the time of the quote."""
         self._world.crash("extended")
+        self._loop.call_soon_threadsafe(self._committer.stages.extended.set)
 
     def after(self, quote: Quote) -> None:
         """Check the quote and put the commit into the history."""

@@ -68,9 +68,6 @@ class Engine:
         self._closing = False
         self._wake = asyncio.Event()
         self._delivery: asyncio.Task[None] | None = None
-        # clear while a batch is on its way to disk, for which everything else can wait
-        self._staged = asyncio.Event()
-        self._staged.set()
         self._tidying: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -228,7 +225,6 @@ class Engine:
         parts: list[tuple[bytes, int | None, bytes]] = []
 
         async def prepare() -> None:
-            self._staged.set()
             make, start = self._template.parts, plan.batch.start
             paths = plan.growth.paths()
             for first in range(0, len(outputs), _SLICE):
@@ -238,11 +234,7 @@ class Engine:
                     parts.append(make(pending.record, start + place, paths[place], pending.event, key))
             self.host.world.spare()
 
-        self._staged.clear()
-        try:
-            made = await self.committer.make(plan, prepare)
-        finally:
-            self._staged.set()
+        made = await self.committer.make(plan, prepare)
         self._flying = []
         self.pulse.committed(outputs, made.seconds)
         self._delivery = asyncio.create_task(self._deliver(self._delivery, outputs, parts, made.sealed))
@@ -278,7 +270,7 @@ class Engine:
             await previous
         for first in range(0, len(outputs), _SLICE):
             if first:
-                await self._staged.wait()
+                await self.committer.stages.staged.wait()
             for place, pending in enumerate(outputs[first : first + _SLICE], first):
                 self.waiting.deliver(pending, Delivered(pending.output.output_id, parts[place], sealed))
             await asyncio.sleep(0)
@@ -294,7 +286,7 @@ class Engine:
         return bool(self.committer.unapplied or self.host.store.unsynced)
 
     async def _tidy_up(self) -> None:
-        await self._staged.wait()
+        await self.committer.stages.extended.wait()
         await self._apply()
         idle = not (self._queue or self._flying)
         if idle or self.host.store.unsynced >= _SYNC_LEAVES:
