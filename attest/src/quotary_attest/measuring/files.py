@@ -151,7 +151,8 @@ def hash_files(
     lengths = [_length(path) for _, path in files]
     drop = sum(lengths) > _spare_memory() // 2
     count = max(1, min(workers or _processors(), len(files)))
-    told = None if progress is None else _one_at_a_time(progress)
+    given_up = threading.Event()
+    told = _one_at_a_time(progress, given_up)
     order = sorted(range(len(files)), key=lambda place: -lengths[place])
     found: dict[int, MeasuredFile] = {}
     with ThreadPoolExecutor(count, thread_name_prefix="quotary-measure") as pool:
@@ -163,17 +164,22 @@ def hash_files(
             for place in order:
                 found[place] = running[place].result()
         except BaseException:
+            given_up.set()  # else an interrupt would wait for a hundred gigabytes
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return tuple(found[place] for place in range(len(files)))
 
 
-def _one_at_a_time(progress: Progress) -> Progress:
+def _one_at_a_time(progress: Progress | None, given_up: threading.Event) -> Progress:
+    """Return what each thread tells its progress to; it ends a thread whose result nobody wants any more."""
     lock = threading.Lock()
 
     def tell(count: int) -> None:
-        with lock:
-            progress(count)
+        if given_up.is_set():
+            raise MeasureError("the measuring was given up")
+        if progress is not None:
+            with lock:
+                progress(count)
 
     return tell
 
