@@ -214,3 +214,12 @@ def test_a_change_right_after_measuring_shows_in_the_identity(tmp_path: Path) ->
         path.write_bytes(b"behind")
         assert measured.identity is not None
         assert measured.identity.changed != path.stat().st_ctime_ns
+
+
+def test_the_first_failure_gives_up_what_is_left_to_hash(tmp_path: Path) -> None:
+    large, told = 1 << 34, []
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", large)  # no bytes on disk
+    with pytest.raises(MeasureError, match="not a regular file"):
+        hash_files([("large", tmp_path / "large"), ("folder", tmp_path)], told.append, workers=2)
+    assert sum(told) < large

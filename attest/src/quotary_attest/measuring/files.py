@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -154,20 +154,19 @@ def hash_files(
     given_up = threading.Event()
     told = _one_at_a_time(progress, given_up)
     order = sorted(range(len(files)), key=lambda place: -lengths[place])
-    found: dict[int, MeasuredFile] = {}
     with ThreadPoolExecutor(count, thread_name_prefix="quotary-measure") as pool:
         running = {
             place: pool.submit(hash_file, files[place][1], told, name=files[place][0], known=known, drop=drop)
             for place in order
         }
         try:
-            for place in order:
-                found[place] = running[place].result()
+            done, _ = wait(running.values(), return_when=FIRST_EXCEPTION)
+            found = {future: future.result() for future in done}  # raises if one failed; else all are done
         except BaseException:
             given_up.set()  # else an interrupt would wait for a hundred gigabytes
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return tuple(found[place] for place in range(len(files)))
+    return tuple(found[running[place]] for place in range(len(files)))
 
 
 def _one_at_a_time(progress: Progress | None, given_up: threading.Event) -> Progress:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ def nobody(_: str) -> None:
     """Announce an engine's id to nobody."""
 
 
-class Meaning:
+class Meaning(ABC):
     """What one answer says. An API's own class fills it from the parsed objects of the answer.
 
     What is not of the API's form is left out: an engine's answer is never refused for it.
@@ -41,13 +42,13 @@ class Meaning:
         self.ended = False
         """True once the API's own sign of the end of a stream was read."""
 
+    @abstractmethod
     def whole(self, payload: dict[str, Any]) -> None:
         """Take in an answer that is one object."""
-        raise NotImplementedError
 
+    @abstractmethod
     def event(self, payload: dict[str, Any], kind: str) -> None:
         """Take in one object of a stream; `kind` is the type of its event, empty where it has none."""
-        raise NotImplementedError
 
     def text_place(self, payload: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
         """Return the object and the member that hold the only thing that changes from an event of this kind to the
@@ -56,8 +57,9 @@ class Meaning:
         return None
 
     def more(self, payload: dict[str, Any], text: str) -> None:
-        """Take in an event that is `payload` with `text` at its `text_place`."""
-        raise NotImplementedError
+        """Take in an event that is `payload` with `text` at its `text_place`; not called where there is none."""
+        del payload, text
+        raise TypeError(f"{type(self).__name__} has no place for a text that changes")
 
     @property
     def complete(self) -> bool:

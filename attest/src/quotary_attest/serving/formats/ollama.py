@@ -6,6 +6,7 @@ An answer is one choice, number 0. Arguments of tools are objects, so they have 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from quotary_attest.serving.formats.meaning import Meaning
@@ -29,8 +30,8 @@ class _Lines(Meaning):
         del kind
         self.whole(payload)
 
-    def _texts(self, payload: dict[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _texts(self, payload: dict[str, Any]) -> None: ...
 
 
 class Chat(_Lines):

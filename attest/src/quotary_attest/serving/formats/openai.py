@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from quotary_attest.serving.formats.meaning import Announce, Meaning, nobody
@@ -57,8 +58,8 @@ class _Choices(Meaning):
                 self.tokens.add(f"{name}/{number}", choice[name])
         self._texts(choice, number, streamed)
 
-    def _texts(self, choice: dict[str, Any], number: int, streamed: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _texts(self, choice: dict[str, Any], number: int, streamed: bool) -> None: ...
 
     def text_place(self, payload: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
         """Return the place of the text of a chunk with one choice that does not end and has no numbers."""
@@ -73,8 +74,8 @@ class _Choices(Meaning):
             return None
         return self._place(choice)
 
-    def _place(self, choice: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _place(self, choice: dict[str, Any]) -> tuple[dict[str, Any], str] | None: ...
 
 
 class Chat(_Choices):
