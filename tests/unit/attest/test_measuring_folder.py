@@ -223,3 +223,24 @@ def test_the_first_failure_gives_up_what_is_left_to_hash(tmp_path: Path) -> None
     with pytest.raises(MeasureError, match="not a regular file"):
         hash_files([("large", tmp_path / "large"), ("folder", tmp_path)], told.append, workers=2)
     assert sum(told) < large
+
+
+def test_an_interrupt_while_threads_are_being_started_gives_up_what_they_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's pool does not know a thread yet that it is starting: neither would it end that thread's work."""
+    large, told, started = 1 << 34, [], threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        started(thread)
+        raise KeyboardInterrupt
+
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", large)  # no bytes on disk
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(threading.Thread, "start", interrupted)
+        hash_files([("large", tmp_path / "large")], told.append)
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    assert sum(told) < large

@@ -155,15 +155,17 @@ def hash_files(
     told = _one_at_a_time(progress, given_up)
     order = sorted(range(len(files)), key=lambda place: -lengths[place])
     with ThreadPoolExecutor(count, thread_name_prefix="quotary-measure") as pool:
-        running = {
-            place: pool.submit(hash_file, files[place][1], told, name=files[place][0], known=known, drop=drop)
-            for place in order
-        }
         try:
+            running = {
+                place: pool.submit(
+                    hash_file, files[place][1], told, name=files[place][0], known=known, drop=drop
+                )
+                for place in order
+            }
             done, _ = wait(running.values(), return_when=FIRST_EXCEPTION)
             found = {future: future.result() for future in done}  # raises if one failed; else all are done
-        except BaseException:
-            given_up.set()  # else an interrupt would wait for a hundred gigabytes
+        except BaseException:  # an interrupt, too, and also one that comes while a thread is being started
+            given_up.set()  # else it would wait for a hundred gigabytes
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return tuple(found[running[place]] for place in range(len(files)))
