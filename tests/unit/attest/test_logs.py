@@ -72,3 +72,20 @@ def test_warnings_of_libraries_are_logged_too() -> None:
         warnings.simplefilter("always")
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     assert json.loads(stream.getvalue())["logger"] == "py.warnings"
+
+
+def test_what_a_message_repeats_cannot_begin_a_line_of_its_own() -> None:
+    logger, stream = logged("text")
+    logger.info("no model %s", "x\nERROR quotary.engine \x1b[31mforged\r\u2028é")
+    assert stream.getvalue() == (
+        "INFO quotary.test no model x\\nERROR quotary.engine \\x1b[31mforged\\r\\u2028é\n"
+    )
+
+
+def test_a_traceback_stands_below_its_line() -> None:
+    logger, stream = logged("text")
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        logger.exception("failed")
+    assert stream.getvalue().startswith("ERROR quotary.test failed\nTraceback")
