@@ -14,6 +14,9 @@ AK_ATTRIBUTES: Final = 0x00050472
 PRIMARY_ATTRIBUTES: Final = 0x00030472
 """fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, decrypt."""
 
+SIGNING_ATTRIBUTES: Final = 0x00040472
+"""fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, sign: whoever may use it signs anything with it."""
+
 COUNTER_RANGE: Final = range(0x01817100, 0x01817200)
 """Where start counters are made: the first free index of these, inside the owner's range of the TCG registry
 (0x01800000-0x01BFFFFF) and clear of systemd's NvPCRs (0x01D10200)."""
@@ -55,6 +58,13 @@ def attestation_key() -> Any:
         **(_no_scheme() | {"scheme": scheme}),
     )
     return _ecc_public(AK_ATTRIBUTES, details, unique=b"")
+
+
+def signing_key() -> Any:
+    """TPMT_PUBLIC of a key that signs what it is given (policies): as the AK but not restricted."""
+    area = attestation_key().publicArea
+    area.objectAttributes = lib.TPMA_OBJECT(SIGNING_ATTRIBUTES)
+    return area
 
 
 def _ecc_public(attributes: int, details: Any, *, unique: bytes) -> Any:
