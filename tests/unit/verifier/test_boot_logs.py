@@ -15,6 +15,7 @@ from ima_logs import file_data, ima_entry, ng, replayed
 from tcg_logs import good_boot
 
 from quotary_verifier import Question, Rejected, Step, load_policy, verify, verify_in
+from quotary_verifier.logs.ima import ImaLog, ReplayedIma
 from quotary_verifier.recipe.verdict import CheckState, Claim, Verdict
 from quotary_verifier.wire.attestation import Attestation
 
@@ -145,15 +146,87 @@ def test_what_is_extended_into_the_chain_or_workload_pcr_counts_for_no_log() -> 
     assert any("PCR 13 holds something else" in notice for notice in verdict.report.notices)
 
 
-def test_an_output_of_the_same_commit_is_verified_in_full_where_logs_came_along() -> None:
+def digests(**logs: bytes) -> dict[str, bytes]:
+    """Logs as an attestation names them."""
+    return {name: hashlib.sha256(log).digest() for name, log in logs.items()}
+
+
+def given(**logs: bytes) -> dict[bytes, bytes]:
+    """Logs as a question gives them."""
+    return {hashlib.sha256(log).digest(): log for log in logs.values()}
+
+
+def test_a_log_that_is_named_by_its_digest_and_given_beside_is_as_good_as_one_in_full() -> None:
+    forge, logs = host(), {"tcg": BOOT.agile(), "ima": ima(RECORDS)}
+    policy = load_policy(forge.policy().encode())
+    question = Question(forge.body, at=NOW, logs=given(**logs))
+    apart = verify(carrying(forge, **digests(**logs)).encode(), question, policy)
+    assert step(apart) == step(judge(forge, carrying(forge, **logs)))
+    assert apart.claims == judge(forge, carrying(forge, **logs)).claims
+
+
+def test_a_log_given_under_a_digest_that_is_not_its_own_is_not_the_one_asked_for() -> None:
+    forge, log = host(), ima(RECORDS)
+    policy = load_policy(forge.policy().encode())
+    attestation = carrying(forge, **digests(ima=log)).encode()
+    for false in (log[:-1], b"", ima(RECORDS[:-1])):
+        question = Question(forge.body, at=NOW, logs={hashlib.sha256(log).digest(): false})
+        assert step(verify(attestation, question, policy)) == (
+            CheckState.NOT_CHECKED,
+            "ima is given by its digest only",
+        )
+
+
+def test_a_log_that_is_given_and_is_not_of_this_boot_rejects() -> None:
+    forge, other = host(), ima(RECORDS[:-1])
+    question = Question(forge.body, at=NOW, logs=given(ima=other))
+    policy = load_policy(forge.policy().encode())
+    with pytest.raises(Rejected, match="boot-logs"):
+        verify(carrying(forge, **digests(ima=other)).encode(), question, policy)
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["by digest", "in full"])
+def test_a_log_of_a_commit_is_replayed_once_for_all_its_outputs(
+    apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge, logs = host(), {"tcg": BOOT.agile(), "ima": ima(RECORDS)}
+    policy = load_policy(forge.policy().encode())
+    replays = []
+
+    def counted(self: ImaLog, *args: object) -> ReplayedIma:
+        replays.append(self)
+        return replay(self, *args)  # type: ignore[arg-type]
+
+    replay = ImaLog.replay
+    monkeypatch.setattr(ImaLog, "replay", counted)
+    attestation = carrying(forge, **(digests(**logs) if apart else logs)).encode()
+    question = Question(forge.body, at=NOW, logs=given(**logs) if apart else {})
+    first, commit = verify_in(attestation, question, policy)
+    for _ in range(3):
+        assert commit.verify(attestation, question).report == first.report
+    with pytest.raises(Rejected, match="output"):
+        commit.verify(attestation, replace(question, output=b"another"))
+    late = replace(forge.attestation(), boot_logs=digests(**logs) if apart else logs, request_key=None)
+    assert commit.verify(late.encode(), question).claim("boot_log.ima") is not None
+    assert len(replays) == 1
+
+
+def test_an_output_of_the_same_commit_is_judged_by_the_logs_that_come_with_it() -> None:
     forge = host()
     policy = load_policy(forge.policy().encode())
-    attestation = carrying(forge, tcg=BOOT.agile())
-    question = Question(forge.body, at=NOW)
-    _, commit = verify_in(attestation.encode(), question, policy)
-    assert commit.verify(attestation.encode(), question).claim("boot_log.tcg") is not None
+    log = BOOT.agile()
+    question = Question(forge.body, at=NOW, logs=given(tcg=log))
+    attestation = carrying(forge, **digests(tcg=log)).encode()
+    _, commit = verify_in(attestation, question, policy)
+    assert commit.verify(attestation, question).claim("boot_log.tcg") is not None
+    assert commit.verify(attestation, replace(question, logs={})).claim("boot_log.tcg") is None
+    false = BOOT.without(0).agile()
     with pytest.raises(Rejected, match="boot-logs"):
-        commit.verify(carrying(forge, tcg=BOOT.without(0).agile()).encode(), question)
+        commit.verify(carrying(forge, tcg=false).encode(), question)
+    with pytest.raises(Rejected, match="boot-logs"):
+        commit.verify(
+            carrying(forge, **digests(tcg=false)).encode(), replace(question, logs=given(tcg=false))
+        )
 
 
 def test_a_log_of_an_unknown_version_is_not_checked_and_rejects_nothing() -> None:

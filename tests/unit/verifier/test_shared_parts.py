@@ -17,6 +17,8 @@ from quotary_verifier.wire.shared import SharedParts
 FIRST = Forge(leaves=300, index=257, first=256).attestation()
 SHARED = SharedParts(FIRST)
 DATA = FIRST.encode()
+LOGGED = replace(FIRST, boot_logs={"ima": bytes(32), "tcg": b"a log in full" * 10})
+PARTS = [(FIRST, SHARED), (LOGGED, SharedParts(LOGGED))]
 
 
 def strictly(data: bytes) -> Attestation | None:
@@ -31,23 +33,29 @@ def strictly(data: bytes) -> Attestation | None:
     index=st.one_of(st.integers(0, 300), st.integers(0, (1 << 63) - 1)),
     path=st.integers(0, 64).map(lambda count: b"p" * (32 * count)),
     key=st.none() | st.just(b"k" * 32),
+    parts=st.sampled_from(PARTS),
 )
 @settings(deadline=None, max_examples=300)
 def test_any_leaf_of_the_commit_is_read_as_the_strict_decoder_reads_it(
-    record: bytes, index: int, path: bytes, key: bytes | None
+    record: bytes, index: int, path: bytes, key: bytes | None, parts: tuple[Attestation, SharedParts]
 ) -> None:
-    data = replace(FIRST, record=record, index=index, path=path, request_key=key).encode()
-    found, expected = SHARED.read(data), strictly(data)
+    first, shared = parts
+    data = replace(first, record=record, index=index, path=path, request_key=key).encode()
+    found, expected = shared.read(data), strictly(data)
     assert found == expected or (found is None and index >= 1 << 32)
     assert found is not None or expected is None or index >= 1 << 32
 
 
+@pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("flip", [0x01, 0x02, 0x20, 0x80, 0xFF])
-def test_an_altered_byte_is_read_as_the_strict_decoder_reads_it_or_not_at_all(flip: int) -> None:
-    read = 0
-    for position in range(len(DATA)):
-        altered = DATA[:position] + bytes((DATA[position] ^ flip,)) + DATA[position + 1 :]
-        found = SHARED.read(altered)
+def test_an_altered_byte_is_read_as_the_strict_decoder_reads_it_or_not_at_all(
+    flip: int, parts: tuple[Attestation, SharedParts]
+) -> None:
+    first, shared = parts
+    data, read = first.encode(), 0
+    for position in range(len(data)):
+        altered = data[:position] + bytes((data[position] ^ flip,)) + data[position + 1 :]
+        found = shared.read(altered)
         if found is not None:
             read += 1
             assert found == strictly(altered), position
@@ -113,3 +121,18 @@ def test_nothing_is_read_of_an_attestation_with_other_parts() -> None:
     )
     for other in others:
         assert SHARED.read(other.encode()) is None
+
+
+def test_nothing_is_read_of_an_attestation_with_other_boot_logs_or_none() -> None:
+    _, shared = PARTS[1]
+    assert shared.read(LOGGED.encode()) == LOGGED
+    others: tuple[dict[str, bytes], ...] = (
+        {},
+        {"ima": bytes(32)},
+        {"ima": b"\1" * 32, "tcg": LOGGED.boot_logs["tcg"]},
+        {**LOGGED.boot_logs, "more": bytes(32)},
+    )
+    for logs in others:
+        assert shared.read(replace(LOGGED, boot_logs=logs).encode()) is None
+    later = replace(LOGGED, later=(LaterCheckpoint(FIRST.note, b""),))
+    assert shared.read(later.encode()) is None

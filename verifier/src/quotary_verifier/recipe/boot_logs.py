@@ -7,12 +7,14 @@ attestations carry none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.logs.ima import ImaRecord, ReplayedIma, parse_ima_binary
 from quotary_verifier.logs.ima_fields import check_boot_aggregate, decode
 from quotary_verifier.logs.tcg import ReplayedLog, parse_tcg_log
+from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.platform import BOOT_PCRS
 from quotary_verifier.recipe.run import Run
 from quotary_verifier.recipe.steps import Step
@@ -20,6 +22,8 @@ from quotary_verifier.wire.attestation import BOOT_LOG_FIRMWARE, BOOT_LOG_IMA, D
 from quotary_verifier.wire.bindings import ZERO
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import TpmIdentity
+
+T = TypeVar("T")
 
 _FIRMWARE = range(8)
 _AGGREGATE = range(8, 10)
@@ -37,16 +41,18 @@ class BootLogs:
 
 
 def judge_boot_logs(
-    run: Run, logs: Mapping[str, bytes], identity: TpmIdentity, pcrs: Mapping[int, bytes]
+    run: Run, logs: Mapping[str, bytes], given: GivenLogs, identity: TpmIdentity, pcrs: Mapping[int, bytes]
 ) -> BootLogs | None:
     """Do the step with the sixteen quoted values; None where a log is of an unknown version.
+
+    `logs` are those of the attestation, `given` has the bytes of what it names by a digest.
 
     Raises:
         Stopped: a log is malformed or does not replay.
     """
     moving = {identity.chain_pcr, identity.workload_pcr}
     quoted = {pcr: value for pcr, value in pcrs.items() if pcr not in moving}
-    reading = _Reading(run, logs, quoted)
+    reading = _Reading(run, logs, given, quoted)
     try:
         firmware = reading.firmware()
         ima = reading.ima(firmware)
@@ -62,19 +68,21 @@ def judge_boot_logs(
 class _Reading:
     """Reads one log after the other, and keeps what is to be said of them."""
 
-    __slots__ = ("_left", "_logs", "_quoted", "_run", "replayed")
+    __slots__ = ("_given", "_left", "_logs", "_quoted", "_run", "replayed")
 
-    def __init__(self, run: Run, logs: Mapping[str, bytes], quoted: Mapping[int, bytes]) -> None:
-        self._run, self._logs, self._quoted = run, logs, quoted
+    def __init__(
+        self, run: Run, logs: Mapping[str, bytes], given: GivenLogs, quoted: Mapping[int, bytes]
+    ) -> None:
+        self._run, self._logs, self._given, self._quoted = run, logs, given, quoted
         self._left: list[str] = []
         self.replayed: list[tuple[str, str]] = []
 
     def firmware(self) -> ReplayedLog | None:
         """Replay the firmware's event log."""
-        data = self._given(BOOT_LOG_FIRMWARE)
+        data = self._bytes(BOOT_LOG_FIRMWARE)
         if data is None:
             return None
-        log = parse_tcg_log(data).replay(self._quoted)
+        log = self._replay(BOOT_LOG_FIRMWARE, lambda: parse_tcg_log(data).replay(self._quoted))
         for pcr in BOOT_PCRS:
             if self._quoted.get(pcr) == ZERO:
                 raise EvidenceError(
@@ -90,10 +98,10 @@ class _Reading:
 
     def ima(self, firmware: ReplayedLog | None) -> ReplayedIma | None:
         """Replay the IMA log to the prefix that fits, and hold its boot aggregate against the boot PCRs."""
-        data = self._given(BOOT_LOG_IMA)
+        data = self._bytes(BOOT_LOG_IMA)
         if data is None:
             return None
-        log = parse_ima_binary(data).replay(self._quoted)
+        log = self._replay(BOOT_LOG_IMA, lambda: parse_ima_binary(data).replay(self._quoted))
         said = [f"{log.count} records, {_pcrs(log.values)}"]
         if log.violations:
             said.append(f"{len(log.violations)} violations")
@@ -114,12 +122,19 @@ class _Reading:
         else:
             self._run.passed(Step.BOOT_LOGS, said)
 
-    def _given(self, name: str) -> bytes | None:
-        data = self._logs.get(name)
-        if data is not None and len(data) == DIGEST_BYTES:
+    def _bytes(self, name: str) -> bytes | None:
+        """Return a log's bytes; None where the attestation has none of this name, or only a digest of what nobody
+        gave."""
+        value = self._logs.get(name)
+        if value is None or len(value) != DIGEST_BYTES:
+            return value
+        data = self._given.find(value)
+        if data is None:
             self._left.append(f"{name} is given by its digest only")
-            return None
         return data
+
+    def _replay(self, name: str, replay: Callable[[], T]) -> T:
+        return self._given.replayed(self._logs[name], self._quoted, replay)
 
 
 def _aggregate(first: ImaRecord, quoted: Mapping[int, bytes], firmware: ReplayedLog | None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.logs.workload import WorkloadLog
 from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.platform import (
     Host,
     PlatformFacts,
@@ -95,9 +96,9 @@ def open_commit(run: Run, policy: Policy, attestation: Attestation) -> OpenCommi
 
 
 def judge_commit(
-    run: Run, policy: Policy, attestation: Attestation, opened: OpenCommit, at: int
+    run: Run, policy: Policy, attestation: Attestation, opened: OpenCommit, at: int, logs: GivenLogs
 ) -> JudgedCommit:
-    """Do the commit's further steps.
+    """Do the commit's further steps; `logs` are those that the attestation may name by digest.
 
     Raises:
         Stopped: a step failed; `run` says which and why.
@@ -116,7 +117,7 @@ def judge_commit(
     if not policy.witnesses.keys:
         run.skip(Step.WITNESS, "the policy names no witnesses")  # what a later checkpoint says was looked at
     log, platform = judge_platform(run, policy, host, quote, digest, chain_value, at, seen)
-    boot = _boot_logs(run, attestation, host)
+    boot = _boot_logs(run, attestation, logs, host)
     run.skip(Step.TEE, "the attestation carries none that this version knows")
     if platform is None or seen is None:
         return JudgedCommit(log, seen, None)
@@ -155,7 +156,7 @@ def _find_quote(
     return lines[0].first, read_quote(host.public, supports[0], lines[0].evidence)
 
 
-def _boot_logs(run: Run, attestation: Attestation, host: Host) -> BootLogs | None:
+def _boot_logs(run: Run, attestation: Attestation, logs: GivenLogs, host: Host) -> BootLogs | None:
     """Do step `boot-logs`; the code that reads them is loaded only where there are any."""
     if not attestation.boot_logs:
         run.skip(Step.BOOT_LOGS, "the attestation carries none")
@@ -165,4 +166,4 @@ def _boot_logs(run: Run, attestation: Attestation, host: Host) -> BootLogs | Non
         return None
     from quotary_verifier.recipe.boot_logs import judge_boot_logs
 
-    return judge_boot_logs(run, attestation.boot_logs, host.identity, run.quoted)
+    return judge_boot_logs(run, attestation.boot_logs, logs, host.identity, run.quoted)

@@ -8,12 +8,15 @@ an answer that the host gave as it promised.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.claims import platform_claims
 from quotary_verifier.recipe.commit import CommitFacts, judge_commit, open_commit
+from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.leaf import check_inclusion, check_range
 from quotary_verifier.recipe.outcome import failed, host_notices
 from quotary_verifier.recipe.run import Run, Stopped
@@ -87,8 +90,12 @@ class VerifiedStatement:
             )
 
 
-def verify_statement(attestation: bytes, at: int, policy: Policy) -> VerifiedStatement:
+def verify_statement(
+    attestation: bytes, at: int, policy: Policy, logs: Mapping[bytes, bytes] = MappingProxyType({})
+) -> VerifiedStatement:
     """Verify the attestation of a statement at a time in seconds since the epoch, and return what it says.
+
+    `logs` are those of `Question`.
 
     Raises:
         Rejected: something is malformed, false, or lacks what the policy requires; `report` says what.
@@ -107,7 +114,7 @@ def verify_statement(attestation: bytes, at: int, policy: Policy) -> VerifiedSta
         leaf = leaf_hash(entry_of(parsed.record))
         run.do(Step.INCLUSION, check_inclusion, leaf, parsed.index, parsed.path, checkpoint)
         run.do(Step.QUOTE_RANGE, check_range, parsed.index, opened.first, checkpoint.size)
-        facts = judge_commit(run, policy, parsed, opened, at).facts
+        facts = judge_commit(run, policy, parsed, opened, at, GivenLogs(logs)).facts
     except Stopped:
         raise failed(run, at, policy) from None
     if run.unchecked is not None or facts is None:

@@ -8,6 +8,8 @@ an exception; there is no bool to misread.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import field
 from functools import partial
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
@@ -15,6 +17,7 @@ from quotary_verifier.logs.workload import WorkloadLog
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.claims import output_claims
 from quotary_verifier.recipe.commit import CommitFacts, judge_commit, open_commit
+from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.leaf import (
     ModelFinding,
     check_freshness,
@@ -47,6 +50,9 @@ class Question:
 
     `at` is the time of verification in whole seconds since the epoch. `exact` allows no tolerance in how the
     output's bytes are matched. A body that was hashed while it passed is given as a `HashedBody`.
+
+    `logs` are boot logs by their SHA-256, for an attestation that names them so; one with another digest than it is
+    given under is not the one that was asked for.
     """
 
     output: bytes | HashedBody
@@ -54,6 +60,7 @@ class Question:
     request: bytes | None = None
     nonce: bytes | None = None
     exact: bool = False
+    logs: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
 def verify(attestation: bytes, question: Question, policy: Policy) -> Verdict:
@@ -63,7 +70,7 @@ def verify(attestation: bytes, question: Question, policy: Policy) -> Verdict:
         Rejected: something is malformed, false, or lacks what the policy requires; `report` says what.
         NotChecked: nothing is false, but a required check could not be done.
     """
-    return _verify(attestation, question, policy)[0]
+    return _verify(attestation, question, policy, GivenLogs(question.logs))[0]
 
 
 def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[Verdict, VerifiedCommit]:
@@ -73,12 +80,13 @@ def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[V
         Rejected: as `verify`.
         NotChecked: as `verify`.
     """
-    verdict, parsed, commit, run = _verify(attestation, question, policy)
-    return verdict, VerifiedCommit(policy, question.at, parsed, commit, run)
+    logs = GivenLogs(question.logs)
+    verdict, parsed, commit, run = _verify(attestation, question, policy, logs)
+    return verdict, VerifiedCommit(policy, question.at, logs, parsed, commit, run)
 
 
 def _verify(
-    attestation: bytes, question: Question, policy: Policy
+    attestation: bytes, question: Question, policy: Policy, logs: GivenLogs
 ) -> tuple[Verdict, Attestation, CommitFacts, Run]:
     run = Run()
     try:
@@ -92,7 +100,7 @@ def _verify(
         if opened is None:
             raise failed(run, question.at, policy)
         _place_steps(run, parsed, opened.checkpoint, opened.first)
-        judged = judge_commit(run, policy, parsed, opened, question.at)
+        judged = judge_commit(run, policy, parsed, opened, question.at, logs)
         model = _leaf_steps(run, question, policy, record, judged.log, judged.witnessed)
     except Stopped:
         raise failed(run, question.at, policy) from None
@@ -217,15 +225,16 @@ _LEAF_STEPS = frozenset(
 class VerifiedCommit:
     """A commit that one attestation's verification established, under one policy and at one time.
 
-    It verifies further outputs whose attestations carry the very same genesis record, note and supports, byte for
-    byte, without doing the commit's signatures again. Anything that differs is verified in full, and so is everything
-    where the first attestation carried later checkpoints or boot logs.
+    It verifies further outputs whose attestations carry the very same genesis record, note, supports and boot logs,
+    byte for byte, with the same logs beside them, without doing the commit's signatures and replays again. Anything
+    that differs is verified in full, and so is everything where the first attestation carried later checkpoints.
     """
 
     __slots__ = (
         "_alone",
         "_at",
         "_commit",
+        "_logs",
         "_notices",
         "_outcomes",
         "_policy",
@@ -233,16 +242,21 @@ class VerifiedCommit:
         "_unknown",
     )
 
-    def __init__(self, policy: Policy, at: int, parsed: Attestation, commit: CommitFacts, run: Run) -> None:
+    def __init__(
+        self, policy: Policy, at: int, logs: GivenLogs, parsed: Attestation, commit: CommitFacts, run: Run
+    ) -> None:
         self._policy = policy
         self._at = at
+        self._logs = logs
         # What a later checkpoint shows holds for the one leaf whose path came with it.
-        self._alone = bool(parsed.later or parsed.boot_logs)
+        self._alone = bool(parsed.later)
         self._commit = commit
         self._shared = SharedParts(parsed)
         self._outcomes = [outcome for outcome in run.outcomes if outcome[0] not in _LEAF_STEPS]
         self._notices = list(run.notices)
-        self._unknown = [text for text in run.not_understood if text.startswith(("genesis", "note"))]
+        self._unknown = [
+            text for text in run.not_understood if text.startswith(("genesis", "note", "boot log"))
+        ]
 
     def verify(self, attestation: bytes, question: Question) -> Verdict:
         """Verify an output of this commit as `quotary_verifier.verify` would.
@@ -253,8 +267,9 @@ class VerifiedCommit:
         """
         policy, commit = self._policy, self._commit
         parsed = self._shared.read(attestation)
-        if parsed is None or self._alone or question.at != self._at:
-            return verify(attestation, question, policy)
+        same = question.at == self._at and self._logs.are(question.logs)
+        if parsed is None or self._alone or not same:
+            return self._in_full(attestation, question)
         try:
             record = Output.decode(parsed.record)
             match = _match(question, policy, record)
@@ -268,8 +283,13 @@ class VerifiedCommit:
             model = check_model(policy, record, commit.platform.log)
             check_freshness(policy, record, commit.witnessed, question.at, bool(nonces))
         except (MalformedError, EvidenceError, UnsupportedError):
-            return verify(attestation, question, policy)
+            return self._in_full(attestation, question)
         return make_verdict(partial(self._report, question, parsed, record, match, model))
+
+    def _in_full(self, attestation: bytes, question: Question) -> Verdict:
+        """Verify without what is known of the commit but what its logs replayed to, if they come along again."""
+        logs = self._logs if self._logs.are(question.logs) else GivenLogs(question.logs)
+        return _verify(attestation, question, self._policy, logs)[0]
 
     def _report(
         self,

@@ -37,6 +37,10 @@ MAX_SUPPORTS = 8
 MAX_LATER_CHECKPOINTS = 16
 MAX_BOOT_LOGS = 8
 MAX_BOOT_LOG = 16 * 1024 * 1024
+"""Bytes of a boot log that stands in an attestation."""
+
+MAX_NAMED_BOOT_LOG = 64 * 1024 * 1024
+"""Bytes of a boot log that travels apart from it."""
 
 MAX_OUTPUT_DIGESTS = 256
 """Entries in the output digests of one record."""

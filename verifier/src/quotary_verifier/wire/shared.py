@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all attestations of one commit share, and reading what is left of one that shares it.
 
-An attestation is a map in deterministic encoding (docs/spec/attestation.md), so the fields 3, 6 and 7 of two outputs of
-one commit are the same bytes. Where they are, only record, index, path and request key need to be read, and where
+An attestation is a map in deterministic encoding (docs/spec/attestation.md), so the fields 3, 6, 7 and 9 of two outputs
+of one commit are the same bytes. Where they are, only record, index, path and request key need to be read, and where
 each of these has the one encoding that deterministic CBOR allows, the whole is what `Attestation.decode` accepts.
 """
 
@@ -12,17 +12,20 @@ from quotary_verifier.wire import cbor
 from quotary_verifier.wire.attestation import DIGEST_BYTES, REQUEST_KEY_BYTES, Attestation
 from quotary_verifier.wire.limits import MAX_ATTESTATION, MAX_PATH, MAX_RECORD
 
-_HEADS = (b"\xa8\x00\x10\x01\x01\x02", b"\xa9\x00\x10\x01\x01\x02")
-"""Maps of eight and nine fields, kind 16, version 1, and the key of the record."""
+_FIELDS = 0xA8
+"""A map of the eight fields that every attestation has."""
+_HEAD = b"\x00\x10\x01\x01\x02"
+"""Kind 16, version 1, and the key of the record."""
 _REQUEST_KEY = b"\x08\x58\x20"
+_KEY_ITEM = len(_REQUEST_KEY) + REQUEST_KEY_BYTES
 _BYTES = 0x40
 _INDIRECT = 24
 
 
 class SharedParts:
-    """Genesis record, note and supports of one commit, as they stand in every attestation of it."""
+    """Genesis record, note, supports and boot logs of one commit, as they stand in every attestation of it."""
 
-    __slots__ = ("_first", "_genesis", "_tail")
+    __slots__ = ("_bare", "_first", "_genesis", "_keyed", "_logs", "_tail")
 
     def __init__(self, first: Attestation) -> None:
         """Take the parts from an attestation that `Attestation.decode` read."""
@@ -30,11 +33,15 @@ class SharedParts:
         self._first = first
         self._genesis = b"\x03" + cbor.encode(first.genesis) + b"\x04"
         self._tail = b"\x06" + cbor.encode(first.note) + b"\x07" + cbor.encode(supports)
+        self._logs = b"\x09" + cbor.encode(dict(first.boot_logs)) if first.boot_logs else b""
+        fields = _FIELDS + bool(first.boot_logs)
+        self._bare, self._keyed = bytes((fields,)) + _HEAD, bytes((fields + 1,)) + _HEAD
 
     def read(self, data: bytes) -> Attestation | None:
-        """Return what `Attestation.decode` returns for an attestation that has these parts and none that is optional
+        """Return what `Attestation.decode` returns for an attestation that has these parts and nothing optional besides
         but the request key; None for everything else, malformed or not."""
-        if len(data) > MAX_ATTESTATION or data[:6] not in _HEADS:
+        head = data[:6]
+        if len(data) > MAX_ATTESTATION or head not in (self._bare, self._keyed):
             return None
         start, end = _octets(data, 6)
         if not 0 < end - start <= MAX_RECORD or not data.startswith(self._genesis, end):
@@ -47,17 +54,24 @@ class SharedParts:
             return None
         if not data.startswith(self._tail, path_end):
             return None
-        rest = data[path_end + len(self._tail) :]
-        key = None
-        if data[0] & 1:
-            if len(rest) != 3 + REQUEST_KEY_BYTES or not rest.startswith(_REQUEST_KEY):
+        rest, key = path_end + len(self._tail), None
+        if head == self._keyed:
+            if not data.startswith(_REQUEST_KEY, rest):
                 return None
-            key = rest[3:]
-        elif rest:
+            rest += _KEY_ITEM
+            key = data[rest - REQUEST_KEY_BYTES : rest]
+        if len(data) != rest + len(self._logs) or not data.endswith(self._logs):
             return None
         first = self._first
         return Attestation(
-            data[start:end], first.genesis, index, data[path:path_end], first.note, first.supports, key
+            data[start:end],
+            first.genesis,
+            index,
+            data[path:path_end],
+            first.note,
+            first.supports,
+            key,
+            first.boot_logs,
         )
 
 
