@@ -31,12 +31,16 @@ _MAX_BUNDLE: Final = 1 << 22
 
 UNREADABLE: Final = (
     ValueError,
+    TypeError,
     Warning,
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
-"""What the library raises for a certificate that it cannot read; three of them are no ValueError."""
+"""What the library raises for a certificate that it cannot read; some are no ValueError.
+
+TypeError is for a name that holds a bit string where X.520 has none.
+"""
 
 
 @frozen
