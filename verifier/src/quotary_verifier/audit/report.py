@@ -181,7 +181,7 @@ class Period:
     """A stretch in which platform, workload and what the policy says of them stayed the same.
 
     `status` is accepted, rejected, warned or could-not; `findings` are (rule, severity, message) of what the policy
-    found, `reference` the name of the reference set that fitted. `pcrs` are the quoted values that are not zero, without
+    found, `reference` the name of the reference set that fitted. `pcrs` are the quoted values that are not zero, but for
     chain and workload PCR. `workload_epoch` is -1 where no workload log stands in force.
     """
 
@@ -276,7 +276,7 @@ class MatchedRecords:
 class AuditReport:
     """The result of an audit. `counts` has the number of findings by severity; `findings` may have been cut.
 
-    `at` is the time argument in seconds, `policy` the SHA-256 of the policy in hexadecimal, `complete` whether the audit
+    `at` is the time argument in seconds, `policy` the SHA-256 of the policy in hexadecimal, `complete` whether it
     reached the published checkpoint. `log` is None where not even the genesis record could be read.
     """
 

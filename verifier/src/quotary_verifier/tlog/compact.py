@@ -51,16 +51,19 @@ class CompactRange:
         """The roots of the complete subtrees, the largest first: what the constructor takes."""
         return tuple(self._peaks)
 
-    def append(self, hashes: bytes) -> None:
-        """Append leaves by their hashes, one byte string of 32·n bytes.
+    def append(self, hashes: bytes, height: int = 0) -> None:
+        """Append leaves by their hashes, or complete subtrees of 2^`height` leaves each by their roots.
 
-        Raises MalformedError, and appends nothing, for a broken hash or more than 2^63-1 leaves in all.
+        `hashes` are one byte string of 32·n bytes. Raises MalformedError, and appends nothing, for a broken hash, more
+        than 2^63-1 leaves in all, or a size at which no subtree of that height can begin.
         """
         count, rest = divmod(len(hashes), HASH_SIZE)
-        if rest or self.size + count > MAX_TREE_SIZE:
+        if rest or self.size + (count << height) > MAX_TREE_SIZE:
             raise MalformedError("leaves are appended as hashes of 32 bytes, to at most 2^63-1")
+        if self.size & (1 << height) - 1:
+            raise MalformedError(f"no subtree of 2^{height} leaves begins at leaf {self.size}")
         smaller: list[bytes] = []
-        level = 0
+        level = height
         # What is appended to a level, with that level's peak before it, gives pairs for the next level and
         # at most one hash that stays as the level's new peak.
         while hashes:
@@ -71,7 +74,7 @@ class CompactRange:
             hashes = parent_hashes(hashes)
             level += 1
         self._peaks += reversed(smaller)
-        self.size += count
+        self.size += count << height
 
     def root(self) -> bytes:
         """Return the root of the tree, 32 bytes."""
