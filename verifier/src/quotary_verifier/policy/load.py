@@ -6,17 +6,30 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from quotary_verifier.errors import MalformedError, PolicyError, QuotaryError
+from quotary_verifier.errors import MalformedError, PolicyError
 from quotary_verifier.pki.chain import TrustAnchors
 from quotary_verifier.pki.revocation import read_crl_pem
-from quotary_verifier.policy.model import AllowedModel, Authority, Freshness, Policy, Witnesses
+from quotary_verifier.policy.model import (
+    AllowedModel,
+    Authority,
+    Freshness,
+    PlatformRules,
+    Policy,
+    ReferenceSet,
+    Witnesses,
+)
+from quotary_verifier.policy.table import Table, pcr_values, sha256_digest
 from quotary_verifier.tlog.note import TYPE_COSIGNATURE, VerifierKey, parse_vkey
 from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
 from quotary_verifier.wire.names import check_host, check_origin
 from quotary_verifier.wire.records import Link, State
+
+if TYPE_CHECKING:
+    from quotary_verifier.policy.lists import ListName
+    from quotary_verifier.policy.rules import WorkloadRules
 
 SCHEMA = "quotary-policy/v1"
 MAX_POLICY = 1024 * 1024
@@ -28,31 +41,22 @@ _STATES = {
     "engine-truncated": State.ENGINE_TRUNCATED,
     "client-gone": State.CLIENT_GONE,
 }
-_RESETTABLE = range(16, 24)
 _MAX_KEY_PARTS = 32
 _QUOTED = re.compile(r"""\"(?:[^"\\\n]|\\.)*+\"?+|'[^'\n]*+'?+""")
-T = TypeVar("T")
 
 
-def load_policy(data: bytes) -> Policy:
+def load_policy(data: bytes, lists: Mapping[bytes, bytes] | None = None) -> Policy:
     """Read a policy of the schema `quotary-policy/v1`.
 
+    `lists` has the bytes of the lists that stand beside it by their SHA-256; `policy_lists` tells which it needs.
+
     Raises:
-        PolicyError: it does not parse, has an unknown key, trusts nobody, or asks for what cannot be had.
+        PolicyError: it does not parse, has an unknown key, trusts nobody, asks for what cannot be had, or needs a
+            list that is not given.
     """
-    if len(data) > MAX_POLICY:
-        raise PolicyError(f"the policy has {len(data)} bytes, {MAX_POLICY} are allowed")
-    try:
-        text = data.decode()
-        _check_keys(text)
-        table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # the reader lets more than its own error out
-        raise PolicyError(f"the policy is not TOML: {error}") from None
-    top = _Table(table, "")
-    if top.take("schema", str) != SCHEMA:
-        raise PolicyError(f'the policy does not say schema = "{SCHEMA}"')
-    tpm, output = top.table("tpm"), top.table("output")
-    platform, workload = top.table("platform"), top.table("workload")
+    top = _parse(data)
+    tpm, output, workload = top.table("tpm"), top.table("output"), top.table("workload")
+    lists = {} if lists is None else lists
     policy = Policy(
         digest=hashlib.sha256(data).digest(),
         description=top.take("description", str, ""),
@@ -61,16 +65,93 @@ def load_policy(data: bytes) -> Policy:
         software_tpm=tpm.take("software", bool, False),
         unauthenticated_ak=tpm.take("unauthenticated_ak", bool, False),
         safe_clock=tpm.take("safe_clock", bool, False),
-        pcrs=_pcrs(platform.table("pcrs")),
+        platform=_platform(top.table("platform"), lists),
+        references=_references(top.tables("reference"), lists),
+        warnings=_warnings(top.tables("warn")),
         models=tuple(_model(item) for item in top.tables("model")),
         opaque_events=workload.take("opaque", bool, True),
+        workload=_workload(workload),
         states=_states(output),
         freshness=_freshness(top.table("freshness")),
         witnesses=_witnesses(top.table("witnesses")),
+        version=_version(top),
+        expires=top.moment("expires") if "expires" in top.names() else None,
     )
-    for part in (tpm, output, platform, workload, top):
+    for part in (tpm, output, workload, top):
         part.finish()
     return policy
+
+
+def policy_lists(data: bytes) -> tuple[ListName, ...]:
+    """Return the lists that a policy names, which `load_policy` needs.
+
+    Raises:
+        PolicyError: the policy does not parse, or names a list in a way that cannot be used.
+    """
+    from quotary_verifier.policy.load_rules import list_names
+
+    top = _parse(data)
+    return list_names([top.table("platform"), *top.tables("reference")])
+
+
+def _parse(data: bytes) -> Table:
+    if len(data) > MAX_POLICY:
+        raise PolicyError(f"the policy has {len(data)} bytes, {MAX_POLICY} are allowed")
+    try:
+        text = data.decode()
+        _check_keys(text)
+        top = Table(tomllib.loads(text), "")
+    except (ValueError, RecursionError) as error:  # the reader lets more than its own error out
+        raise PolicyError(f"the policy is not TOML: {error}") from None
+    if top.take("schema", str) != SCHEMA:
+        raise PolicyError(f'the policy does not say schema = "{SCHEMA}"')
+    return top
+
+
+def _platform(table: Table, lists: Mapping[bytes, bytes]) -> PlatformRules:
+    """Read what is asked of every platform; the code that reads rules on logs is loaded where there are any."""
+    if {"pcrs"}.issuperset(table.names()):
+        return PlatformRules(pcr_values(table.table("pcrs")))
+    from quotary_verifier.policy.load_rules import read_platform
+
+    return read_platform(table, lists)
+
+
+def _references(tables: list[Table], lists: Mapping[bytes, bytes]) -> tuple[ReferenceSet, ...]:
+    found = []
+    for table in tables:
+        name = table.take("name", str)
+        rules = _platform(table, lists)
+        table.finish()
+        if rules.empty:
+            table.fail("", "fits every host: it needs PCR values, or rules on logs")
+        found.append(ReferenceSet(name, rules))
+    if len({item.name for item in found}) != len(found):
+        raise PolicyError("policy: two reference sets have one name")
+    return tuple(found)
+
+
+def _warnings(tables: list[Table]) -> dict[str, int]:
+    if not tables:
+        return {}
+    from quotary_verifier.policy.load_rules import read_warnings
+
+    return read_warnings(tables)
+
+
+def _workload(table: Table) -> WorkloadRules | None:
+    if not table.names():
+        return None
+    from quotary_verifier.policy.load_rules import read_workload
+
+    return read_workload(table)
+
+
+def _version(table: Table) -> int | None:
+    version = table.maybe("version", int)
+    if version is not None and version < 1:
+        table.fail("version", "must be a positive number")
+    return version
 
 
 def _check_keys(text: str) -> None:
@@ -82,59 +163,7 @@ def _check_keys(text: str) -> None:
             )
 
 
-class _Table:
-    """One TOML table; `finish` refuses the keys that nobody took."""
-
-    def __init__(self, value: dict[str, Any], path: str) -> None:
-        self._left = dict(value)
-        self.path = path
-
-    def fail(self, key: str, why: str) -> NoReturn:
-        raise PolicyError(f"policy: {self.path}{key} {why}")
-
-    def take(self, key: str, kind: type[T], default: T | None = None) -> T:
-        if key not in self._left:
-            if default is None:
-                self.fail(key, "is missing")
-            return default
-        value = self._left.pop(key)
-        if type(value) is not kind:
-            self.fail(key, f"must be of type {kind.__name__}")
-        return value
-
-    def maybe(self, key: str, kind: type[T]) -> T | None:
-        return self.take(key, kind) if key in self._left else None
-
-    def texts(self, key: str) -> list[str] | None:
-        value = self.maybe(key, list)
-        if value is not None and any(type(item) is not str for item in value):
-            self.fail(key, "must be a list of strings")
-        return value
-
-    def table(self, key: str) -> _Table:
-        return _Table(self.take(key, dict, {}), f"{self.path}{key}.")
-
-    def tables(self, key: str) -> list[_Table]:
-        items = self.take(key, list, [])
-        if any(type(item) is not dict for item in items):
-            self.fail(key, f"must be written as [[{key}]]")
-        return [_Table(item, f"{self.path}{key}[{number}].") for number, item in enumerate(items)]
-
-    def names(self) -> list[str]:
-        return list(self._left)
-
-    def convert(self, key: str, value: str, function: Callable[[str], T]) -> T:
-        try:
-            return function(value)
-        except (QuotaryError, ValueError) as error:
-            self.fail(key, f"cannot be used: {error}")
-
-    def finish(self) -> None:
-        for key in self._left:
-            self.fail(key, "is not a key that this verifier knows")
-
-
-def _authority(table: _Table) -> Authority:
+def _authority(table: Table) -> Authority:
     name = table.take("name", str)
     pem = table.take("certificates", str)
     hosts = table.texts("hosts") or []
@@ -147,42 +176,20 @@ def _authority(table: _Table) -> Authority:
     return Authority(name, anchors, tuple(hosts), crls, required)
 
 
-def _pin(table: _Table) -> str:
+def _pin(table: Table) -> str:
     origin = table.convert("origin", table.take("origin", str), check_origin)
     table.finish()
     return origin
 
 
-def _digest(text: str) -> bytes:
-    text = text.removeprefix("sha256:")
-    digest = bytes.fromhex(text)
-    if len(digest) != 32 or digest.hex() != text:
-        raise MalformedError("a SHA-256 digest has 64 lower-case hexadecimal digits")
-    return digest
-
-
-def _pcrs(table: _Table) -> dict[int, frozenset[bytes]]:
-    pcrs: dict[int, frozenset[bytes]] = {}
-    for key in table.names():
-        if len(key) > 2 or not key.isdecimal() or key != str(int(key)) or int(key) > 23:
-            table.fail(key, "is not a PCR")
-        if int(key) in _RESETTABLE:
-            table.fail(key, "can be reset without a reboot, so its value proves nothing")
-        values = table.texts(key) or []
-        if not values:
-            table.fail(key, "allows no value")
-        pcrs[int(key)] = frozenset(table.convert(key, value, _digest) for value in values)
-    return pcrs
-
-
-def _model(table: _Table) -> AllowedModel:
+def _model(table: Table) -> AllowedModel:
     weights = table.maybe("weights", str)
     link = table.take("link", str, "configured")
     if link not in _LINKS:
         table.fail("link", f"must be one of {', '.join(_LINKS)}")
     model = AllowedModel(
         name=table.maybe("name", str),
-        weights=None if weights is None else table.convert("weights", weights, _digest),
+        weights=None if weights is None else table.convert("weights", weights, sha256_digest),
         link=_LINKS[link],
     )
     if model.name is None and model.weights is None:
@@ -191,7 +198,7 @@ def _model(table: _Table) -> AllowedModel:
     return model
 
 
-def _states(table: _Table) -> frozenset[State]:
+def _states(table: Table) -> frozenset[State]:
     names = table.texts("states")
     if names is None:
         return frozenset({State.COMPLETE})
@@ -203,7 +210,7 @@ def _states(table: _Table) -> frozenset[State]:
     return frozenset(_STATES[name] for name in names)
 
 
-def _freshness(table: _Table) -> Freshness:
+def _freshness(table: Table) -> Freshness:
     expected = table.maybe("expected_nonce", str)
     freshness = Freshness(
         nonce=table.take("nonce", bool, expected is not None),
@@ -224,7 +231,7 @@ def _nonce(text: str) -> bytes:
     return nonce
 
 
-def _witnesses(table: _Table) -> Witnesses:
+def _witnesses(table: Table) -> Witnesses:
     keys = tuple(table.convert("keys", text, _witness_key) for text in table.texts("keys") or [])
     threshold = table.take("threshold", int, len(keys))
     if len({key.key for key in keys}) != len(keys):

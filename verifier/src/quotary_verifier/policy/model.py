@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from cryptography.x509 import CertificateRevocationList
 
@@ -13,6 +15,9 @@ from quotary_verifier.pki.chain import TrustAnchors
 from quotary_verifier.tlog.note import VerifierKey
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import Link, State
+
+if TYPE_CHECKING:
+    from quotary_verifier.policy.rules import BootRules, ClockRules, ImaRules, SecureBootRules, WorkloadRules
 
 _WRITER_PCRS = frozenset({4, 8, 9, 10, 11})
 
@@ -73,8 +78,67 @@ class Witnesses:
 
 
 @frozen
+class PlatformRules:
+    """What must have booted and run: exact PCR values, and rules on what the boot logs show (`policy.rules`).
+
+    `tolerate` has the names of the departures from the specification that are accepted in a firmware's log.
+    """
+
+    pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
+    secure_boot: SecureBootRules | None = None
+    boot: BootRules | None = None
+    ima: ImaRules | None = None
+    clock: ClockRules | None = None
+    tolerate: frozenset[str] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is asked of what booted and ran; a rule on clocks says nothing of that."""
+        return not (self.pcrs or self.secure_boot or self.boot or self.ima)
+
+    def pins_the_writer(self, warned: Mapping[str, int]) -> bool:
+        """Whether these rules say which kernel or programs wrote the workload log; those that only warn do not count.
+
+        They do where they fix a PCR of the loader and kernel (4, 8, 9, 11) or of IMA (10), the images that were
+        started, the files that the loader read, or those that ran. Who signed them, and how they were called, do not.
+        """
+        boot, ima = self.boot, self.ima
+        return (
+            any(pcr in _WRITER_PCRS and not _warned(warned, f"platform.pcrs.{pcr}") for pcr in self.pcrs)
+            or (
+                boot is not None
+                and boot.applications is not None
+                and not _warned(warned, "platform.boot.applications")
+            )
+            or (
+                boot is not None
+                and boot.files is not None
+                and not boot.pcrs.isdisjoint(_WRITER_PCRS)
+                and not _warned(warned, "platform.boot.loader")
+            )
+            or (ima is not None and not _warned(warned, "platform.ima.files"))
+        )
+
+
+def _warned(warned: Mapping[str, int], rule: str) -> bool:
+    return any(rule == code or rule.startswith(code + ".") for code in warned)
+
+
+@frozen
+class ReferenceSet:
+    """The reference values of one kind of host in a fleet."""
+
+    name: str
+    rules: PlatformRules
+
+
+@frozen
 class Policy:
     """A parsed policy. `digest` is the SHA-256 of its bytes.
+
+    The common rules `platform` and those of one of `references`, where there are any, must hold. `warnings` has the
+    codes of rules (`policy.rules.RULES`) that only warn, and until when; `expires` is when the policy ends; both in
+    seconds since the epoch.
 
     Raises:
         PolicyError: on construction, if it trusts nobody.
@@ -87,20 +151,42 @@ class Policy:
     software_tpm: bool = False
     unauthenticated_ak: bool = False
     safe_clock: bool = False
-    pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
+    platform: PlatformRules = PlatformRules()
+    references: tuple[ReferenceSet, ...] = ()
+    warnings: Mapping[str, int] = field(default_factory=dict)
     models: tuple[AllowedModel, ...] = ()
     opaque_events: bool = True
+    workload: WorkloadRules | None = None
     states: frozenset[State] = frozenset({State.COMPLETE})
     freshness: Freshness = Freshness()
     witnesses: Witnesses = Witnesses()
+    version: int | None = None
+    expires: int | None = None
+
+    @property
+    def pcrs(self) -> Mapping[int, frozenset[bytes]]:
+        """The PCR values that hold for every host."""
+        return self.platform.pcrs
 
     @property
     def pins_the_writer(self) -> bool:
-        """Whether the PCRs that the policy fixes say which kernel and programs wrote the workload log.
+        """Whether the policy says which kernel or programs wrote the workload log: its common rules do, or every
+        reference set does. A rule that only warns does not count, whether or not its date has passed."""
+        if self.platform.pins_the_writer(self.warnings):
+            return True
+        if not self.references or _warned(self.warnings, "reference"):
+            return False
+        return all(item.rules.pins_the_writer(self.warnings) for item in self.references)
 
-        One of them must be of the loader and kernel (4, 8, 9, 11) or of IMA (10): the others leave both open.
+    def require_current(self, at: int) -> None:
+        """Check that the policy has not ended at a time in seconds since the epoch.
+
+        Raises:
+            PolicyError: it has.
         """
-        return not _WRITER_PCRS.isdisjoint(self.pcrs)
+        if self.expires is not None and at >= self.expires:
+            ended = datetime.fromtimestamp(self.expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            raise PolicyError(f"the policy ended at {ended}; get its newest version")
 
     def __post_init__(self) -> None:
         if not self.authorities and not self.pins:
