@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TPM2_MakeCredential: the key derivations by published vectors, the whole by opening what was made."""
+"""TPM2_MakeCredential: opened with what was made. Published vectors of its key derivations: test_corpus_crypto."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 
 import pytest
-from corpus import corpus_bytes, needs_corpus
 from cryptography.hazmat.decrepit.ciphers.modes import CFB
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -16,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quotary_attest.enrol.credential import Credential, kdfa, kdfe, make_credential
+from quotary_attest.enrol.credential import Credential, make_credential
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.wire.tpm import parse_public
 from quotary_verifier.wire.tpm_public import EccPoint, Public, RsaKey, SymmetricDefinition, encode_public
@@ -90,31 +88,6 @@ def open_credential(
     secret, rest = take(decryptor.update(identity) + decryptor.finalize())
     assert rest == b""
     return secret
-
-
-def vectors(file: str) -> list[dict[str, str]]:
-    """The vectors of one file of the corpus."""
-    found: list[dict[str, str]] = json.loads(corpus_bytes(f"tpm/crypto/{file}"))
-    assert len(found) > 20
-    return found
-
-
-@needs_corpus
-def test_kdfa_agrees_with_every_published_vector() -> None:
-    for vector in vectors("kdfa-vectors.json"):
-        key, u, v = (bytes.fromhex(vector[field]) for field in ("Key", "ContextU", "ContextV"))
-        name, bits = HASH_NAMES[int(vector["HashAlg"])], int(vector["Bits"])
-        found = kdfa(name, key, vector["Label"].encode(), u, v, bits)
-        assert found.hex() == vector["Result"], vector["Name"]
-
-
-@needs_corpus
-def test_kdfe_agrees_with_every_published_vector() -> None:
-    for vector in vectors("kdfe-vectors.json"):
-        shared, u, v = (bytes.fromhex(vector[field]) for field in ("Z", "ContextU", "ContextV"))
-        name, bits = HASH_NAMES[int(vector["HashAlg"])], int(vector["Bits"])
-        found = kdfe(name, shared, vector["Label"].encode(), u, v, bits)
-        assert found.hex() == vector["Result"], vector["Name"]
 
 
 @pytest.mark.parametrize(
