@@ -89,12 +89,21 @@ class PlatformState:
 
 
 @dataclass(frozen=True, slots=True)
+class LogPrefix:
+    """The first `size` bytes of a log that only grows: their SHA-256 names them."""
+
+    digest: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Quote:
     """Signed evidence over PCRs 0-15.
 
     `attest` is TPMS_ATTEST, `signature` TPMT_SIGNATURE, `evidence` the two as they stand in a hardware line
     (`u16 ‖ attest ‖ u16 ‖ signature`). `pcrs` are the 16 values of 32 bytes that were shown to hash to the
-    quoted digest. `clock` and `firmware_version` are read from `attest`.
+    quoted digest. `clock` and `firmware_version` are read from `attest`. `ima` is the part of the kernel's IMA log that
+    leads to these values; where there is none that a verifier would take, `ima_flaw` says why, unless there is no log.
     """
 
     attest: bytes
@@ -103,6 +112,8 @@ class Quote:
     pcrs: Mapping[int, bytes]
     clock: ClockReading
     firmware_version: int
+    ima: LogPrefix | None = None
+    ima_flaw: str = ""
 
 
 class CommitSteps:

@@ -5,101 +5,79 @@ On a host with IMA, PCR 10 moves whenever a file is measured, often between the 
 PCRs and the quote. The log says through which values it went: the right one is the prefix of the log that
 fits the quoted digest. What lies behind that prefix belongs to later quotes.
 
-Log format: kernel, security/integrity/ima/ima_fs.c, `binary_runtime_measurements` (host byte order; all of
-Linux's platforms with a TPM are little-endian). Only the attester reads the log here, and only to find values
-that it then proves against the TPM's own signature; a verifier replays it with its own code.
+The same walk says what to call the prefix: its SHA-256 and length, by which a commit names the log. Records are read
+by the verifier's own parser, and a prefix that its replay would refuse gets no name.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+from quotary_attest.growing import GrowingFile
+from quotary_attest.roots import QUOTED_PCRS, LogPrefix
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.logs.ima import IMA_PCR, MAX_IMA_RECORDS, TemplateDigests, parse_ima_binary
+from quotary_verifier.wire.bindings import ZERO
+from quotary_verifier.wire.limits import MAX_NAMED_BOOT_LOG
+from quotary_verifier.wire.tpm_algorithms import ALG_SHA256, HASH_SIZES
 
 DEFAULT_LOG: Final = Path("/sys/kernel/security/ima/binary_runtime_measurements")
 
-_MAX_NAME = 64
-_MAX_DATA = 1 << 20
-_LEGACY_DIGEST = 20
-_LEGACY_NAME_FIELD = 256
-_VIOLATION: Final = b"\xff" * 32
+_FIRST: Final = 4096
+_MOST: Final = 1 << 30
+_SIZE: Final = HASH_SIZES[ALG_SHA256]
+_OLD_KERNEL: Final = (
+    "this kernel extends padded sha-1 hashes, as kernels before 5.8 do, which no verifier takes"
+)
+_NO_LEAD: Final = (
+    "no part of it leads to the value of its pcr: a kernel that was started by another one (kexec) or resumed from "
+    "hibernation goes on with another log than its tpm"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class ImaEntry:
+class ImaEntry(NamedTuple):
     """One measurement: the PCR, what the kernel extended into its SHA-256 bank, and where the entry ends.
 
-    `digest` is the hash of the template data (kernel 5.8 and later), `padded` the SHA-1 template hash with
-    zeros (earlier kernels); both are 32 bytes, or 0xff for a violation.
+    `digest` is the hash of the template data (kernel 5.8 and later), `padded` the template hash with zeros as earlier
+    kernels extend it; both are 32 bytes, or 0xff for a violation. `fitting` says that the template hash is that of the
+    data.
     """
 
     pcr: int
     digest: bytes
     padded: bytes
     end: int
+    fitting: bool
 
 
-def digest_size(log: bytes) -> int:
-    """The size of the template hashes in a log: 20 in the usual file, more in the newer per-hash files.
-
-    A log does not say it; the first entry's template name shows which size fits. 20 where none does.
-    """
-    for size in (20, 32, 48, 64):
-        length = int.from_bytes(log[4 + size : 8 + size], "little")
-        name = log[8 + size : 8 + size + length]
-        if 0 < length <= _MAX_NAME and len(name) == length and name.isascii() and name.decode().isprintable():
-            return size
-    return 20
-
-
-def entries(log: bytes, size: int = 20) -> Iterator[ImaEntry]:
-    """Parse entries with template hashes of `size` bytes; one that is not complete yet, or not well formed,
-    ends the iteration."""
-    at = 0
-    while (entry := _entry(log, at, size)) is not None:
-        yield entry
-        at = entry.end
+def entries(log: bytes, size: int | None = None) -> Iterator[ImaEntry]:
+    """Read entries with template hashes of `size` bytes, by default of what the first one shows; one that is not
+    complete yet, or not well formed, ends the iteration."""
+    begin = 0
+    while True:  # a verifier reads no log longer than a piece; what a PCR holds can be found in any
+        end = begin
+        for entry in _piece(log[begin : begin + MAX_NAMED_BOOT_LOG], size):
+            end = begin + entry.end
+            yield entry._replace(end=end) if begin else entry
+        if end in (begin, len(log)):
+            return
+        begin = end
 
 
-def _entry(log: bytes, at: int, size: int) -> ImaEntry | None:
-    if len(log) < at + size + 8:
-        return None
-    pcr = int.from_bytes(log[at : at + 4], "little")
-    template_hash = log[at + 4 : at + 4 + size]
-    name_size = int.from_bytes(log[at + 4 + size : at + 8 + size], "little")
-    at += size + 8 + name_size
-    if name_size > _MAX_NAME or len(log) < at + 4:
-        return None
-    legacy = log[at - name_size : at] == b"ima"
-    span = _legacy_span(log, at) if legacy else _counted_span(log, at)
-    if span is None:
-        return None
-    first, end = span
-    data = _legacy_data(log[first:end]) if legacy else log[first:end]
-    if template_hash == bytes(size):
-        return ImaEntry(pcr, _VIOLATION, _VIOLATION, end)
-    return ImaEntry(pcr, hashlib.sha256(data).digest(), template_hash[:32].ljust(32, b"\0"), end)
-
-
-def _counted_span(log: bytes, at: int) -> tuple[int, int] | None:
-    """Template data behind a 32-bit length."""
-    size = int.from_bytes(log[at : at + 4], "little")
-    end = at + 4 + size
-    return (at + 4, end) if size <= _MAX_DATA and end <= len(log) else None
-
-
-def _legacy_span(log: bytes, at: int) -> tuple[int, int] | None:
-    """The template `ima` has no length of its own: a 20-byte digest, then a counted file name."""
-    counted = _counted_span(log, at + _LEGACY_DIGEST)
-    return (at, counted[1]) if counted and len(log) >= at + _LEGACY_DIGEST + 4 else None
-
-
-def _legacy_data(fields: bytes) -> bytes:
-    """What the kernel hashes for the template `ima`: the digest, the name padded to 256 bytes, a zero."""
-    name = fields[_LEGACY_DIGEST + 4 :]
-    return fields[:_LEGACY_DIGEST] + name.ljust(_LEGACY_NAME_FIELD + 1, b"\0")
+def _piece(log: bytes, size: int | None) -> Iterator[ImaEntry]:
+    try:
+        parsed = parse_ima_binary(log, digest_size=size)
+        digests = TemplateDigests(hashlib.sha256, _SIZE, parsed.digest_size)
+        for record, end in parsed.read():
+            digest = digests.of(record)
+            padded = digest if record.violation else record.digest[:_SIZE].ljust(_SIZE, b"\0")
+            fitting = not (digests.wrong and digests.wrong[-1] == record.number)
+            yield ImaEntry(record.pcr, digest, padded, end, fitting)
+    except MalformedError:
+        return
 
 
 class ImaReplay:
@@ -108,13 +86,23 @@ class ImaReplay:
     It proposes values; the caller's quoted digest decides.
     """
 
-    def __init__(self, path: Path = DEFAULT_LOG) -> None:
-        self._path = path
-        self._offset = 0
-        self._replayed: dict[int, bytes] = {}
+    def __init__(self, path: Path = DEFAULT_LOG, own: Collection[int] = ()) -> None:
+        """`own` are the PCRs that the agent itself extends: a log that speaks of them gets no name."""
+        self._file = GrowingFile(path)
+        self._foreign = frozenset(QUOTED_PCRS) - set(own)
+        self._size: int | None = None
         self._padded = False
-        self._size = 20
         self._hopeless = False
+        self._start()
+
+    def _start(self) -> None:
+        """Forget every prefix: the next one begins with the log."""
+        self._offset = self._count = 0
+        self._replayed: dict[int, bytes] = {}
+        self._hash = hashlib.sha256()
+        self._named: LogPrefix | None = None
+        self._flaw = ""
+        self._file.restart()
 
     def fit(
         self, pcrs: Mapping[int, bytes], fits: Callable[[Mapping[int, bytes]], bool]
@@ -126,61 +114,129 @@ class ImaReplay:
         """
         if not self._locate(pcrs):
             return None
-        values, touched = dict(pcrs), set(self._replayed)
-        for entry in entries(self._tail(), self._size):
+        values, touched, walk = dict(pcrs), set(self._replayed), _Walk()
+        for entry in self._ahead():
             self._extend(values, entry)
             touched.add(entry.pcr)
+            walk.pass_by(entry, self._foreign)
             if fits(values):
-                self._offset += entry.end
-                self._replayed = {pcr: values[pcr] for pcr in touched & values.keys()}
+                self._go_on(walk, {pcr: values[pcr] for pcr in touched & values.keys()})
                 return values
         return None
 
-    def _tail(self) -> bytes:
-        """The log from the present place on; empty where it cannot be read."""
+    def prefix(self, pcrs: Mapping[int, bytes]) -> tuple[LogPrefix | None, str]:
+        """Return what to call the part of the log that leads to `pcrs`; where there is none, or one that no verifier
+        takes, why. Without a reason the log is not there, or is not of this TPM. It costs nothing unless `pcrs` moved.
+        """
+        if self._replayed and self._matches(pcrs):
+            return self._name()
         try:
-            with self._path.open("rb") as log:
-                log.seek(self._offset)
-                return log.read()
+            self._file.read(1)
+        except FileNotFoundError:
+            return None, ""
+        except OSError as error:
+            return None, f"it cannot be read: {(error.strerror or str(error)).lower()}"
+        if self._locate(pcrs):
+            return self._name()
+        return None, _NO_LEAD if self._hopeless else ""
+
+    def _name(self) -> tuple[LogPrefix | None, str]:
+        """Return the name of the present prefix, or what speaks against giving it one."""
+        if self._padded:
+            return None, _OLD_KERNEL
+        if self._flaw:
+            return None, self._flaw
+        if self._offset > MAX_NAMED_BOOT_LOG or self._count > MAX_IMA_RECORDS:
+            return None, f"it has {self._offset} bytes and {self._count} records, more than a verifier reads"
+        if self._named is None:
+            self._named = LogPrefix(self._hash.digest(), self._offset)
+        return self._named, ""
+
+    def _ahead(self) -> Iterator[ImaEntry]:
+        """Read the log on from the present place; nothing where it cannot be read."""
+        try:
+            self._file.read(_MOST)
         except OSError:
-            return b""
+            return
+        if self._offset == 0:
+            self._size = _digest_size(self._file.rest)
+        yield from entries(self._file.rest, self._size)
 
     def _locate(self, pcrs: Mapping[int, bytes]) -> bool:
         """Go to the prefix whose replay gives `pcrs`: where we are, further on, or counted from the start.
 
         A whole log that does not lead there (the kernel was started by another kernel and the log was not
-        handed over) is not tried again: it would cost every commit.
+        handed over) is not tried again: it would cost every commit. Nor is one read for a TPM into which nothing was
+        measured.
         """
         if self._replayed and (self._matches(pcrs) or self._search(pcrs)):
             return True
-        for padded in () if self._hopeless else (False, True):
-            self._padded, self._offset, self._replayed = padded, 0, {}
+        for padded in () if self._hopeless or pcrs.get(IMA_PCR) == ZERO else (False, True):
+            self._padded = padded
+            self._start()
             if self._search(pcrs):
                 return True
-        self._hopeless = self._hopeless or self._path.exists()
-        self._offset, self._replayed = 0, {}
+            self._hopeless = padded and bool(self._file.rest)
+        self._start()
         return False
 
     def _search(self, pcrs: Mapping[int, bytes]) -> bool:
         """Replay from the present place until the values are `pcrs`."""
-        log = self._tail()
-        if self._offset == 0:
-            self._size = digest_size(log)
         values = dict.fromkeys(pcrs, bytes(32)) | self._replayed
-        replayed = dict(self._replayed)
-        for entry in entries(log, self._size):
+        replayed, walk = dict(self._replayed), _Walk()
+        for entry in self._ahead():
             self._extend(values, entry)
             replayed[entry.pcr] = values.get(entry.pcr, b"")
+            walk.pass_by(entry, self._foreign)
             if all(pcrs.get(pcr, b"") == value for pcr, value in replayed.items()):
-                self._offset += entry.end
-                self._replayed = replayed
+                self._go_on(walk, replayed)
                 return True
         return False
 
+    def _go_on(self, walk: _Walk, replayed: dict[int, bytes]) -> None:
+        """Make the entries that were passed by part of the prefix."""
+        self._hash.update(self._file.take(walk.end))
+        self._offset += walk.end
+        self._count += walk.count
+        self._flaw = self._flaw or walk.flaw
+        self._replayed = replayed
+        self._named = None
+
     def _matches(self, pcrs: Mapping[int, bytes]) -> bool:
-        return all(pcrs.get(pcr) == value for pcr, value in self._replayed.items())
+        return all(pcrs.get(pcr, b"") == value for pcr, value in self._replayed.items())
 
     def _extend(self, values: dict[int, bytes], entry: ImaEntry) -> None:
         if entry.pcr in values:
             digest = entry.padded if self._padded else entry.digest
             values[entry.pcr] = hashlib.sha256(values[entry.pcr] + digest).digest()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.restart()
+
+
+class _Walk:
+    """Entries on the way to the next prefix: how many, where the last one ends, and what a verifier would refuse."""
+
+    __slots__ = ("count", "end", "flaw")
+
+    def __init__(self) -> None:
+        self.count = self.end = 0
+        self.flaw = ""
+
+    def pass_by(self, entry: ImaEntry, foreign: frozenset[int]) -> None:
+        """Take note of one."""
+        self.count += 1
+        self.end = entry.end
+        if entry.pcr not in foreign:
+            self.flaw = f"it extends pcr {entry.pcr}, which is not quoted, or is the agent's own"
+        elif not entry.fitting:
+            self.flaw = "a template hash in it is not that of its data"
+
+
+def _digest_size(log: bytes) -> int | None:
+    """Return the size of a log's template hashes; None where that cannot be seen."""
+    try:
+        return parse_ima_binary(log[:_FIRST]).digest_size
+    except MalformedError:
+        return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from quotary_attest.tpm.errors import TpmConflict
-from quotary_attest.tpm.ima import digest_size, entries
+from quotary_attest.tpm.ima import entries
 
 CANDIDATES: Final = (15, 13, 9, 8)
 """In the order in which they are tried."""
@@ -82,7 +82,7 @@ def _ima_pcrs(root: Path) -> set[int]:
         pcrs |= _numbers(r"\bpcr=(\d+)", _text(root / path))
     with contextlib.suppress(OSError):
         log = (root / _IMA_LOG).read_bytes()
-        pcrs |= {entry.pcr for entry in entries(log, digest_size(log))}
+        pcrs |= {entry.pcr for entry in entries(log)}
     return pcrs
 
 

@@ -143,7 +143,7 @@ class TpmRoot:
                 connection,
                 self.identity,
                 options.authorizations,
-                ima=ImaReplay(options.ima_log),
+                ima=ImaReplay(options.ima_log, (self.chain_pcr, self.workload_pcr)),
                 suspended=options.suspended,
             )
         except BaseException:

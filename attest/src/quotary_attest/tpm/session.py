@@ -141,6 +141,7 @@ class Session:
         with self.connection.scope() as scope:
             scope.key(self._keys.ak)
         self.connection.close()
+        self._ima.close()
 
     def _known(self) -> dict[int, bytes]:
         if self._pcrs is None:
@@ -160,8 +161,9 @@ class Session:
             clock = _clock(parsed)
             if self._explains(parsed, clock):
                 self._accept(clock, chain_before)
-                evidence = pack_evidence(attest, signature)
-                return Quote(attest, signature, evidence, dict(self._known()), clock, parsed.firmware_version)
+                evidence, pcrs = pack_evidence(attest, signature), dict(self._known())
+                ima, flaw = self._ima.prefix(pcrs)
+                return Quote(attest, signature, evidence, pcrs, clock, parsed.firmware_version, ima, flaw)
         raise TpmConflict(
             f"pcrs moved during each of {1 + EXTRA_QUOTES} quotes",
             hint="on an ima host make the ima log readable for the agent (ima_log in its configuration); "

@@ -21,10 +21,11 @@ from typing import Final, NamedTuple
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.logs.banks import HASHES, Hash, bank_hash
 from quotary_verifier.logs.ima_fields import NAME_FIELD, octets, text_data
+from quotary_verifier.wire.limits import MAX_NAMED_BOOT_LOG
 from quotary_verifier.wire.tpm_algorithms import ALG_SHA1, ALG_SHA256, HASH_SIZES
 
 IMA_PCR: Final = 10
-MAX_IMA_LOG: Final = 64 * 1024 * 1024
+MAX_IMA_LOG: Final = MAX_NAMED_BOOT_LOG
 """Bytes of one log."""
 MAX_IMA_RECORDS: Final = 1 << 20
 _MAX_TEMPLATE_NAME = 256
@@ -191,7 +192,7 @@ class _Search:
         """
         extend, zeros = HASHES[self._bank], bytes(HASH_SIZES[self._bank])
         quoted, values, open_pcrs = self._quoted, dict[int, bytes](), set[int]()
-        digests = _Digests(hash_data, len(zeros), self._log.digest_size)
+        digests = TemplateDigests(hash_data, len(zeros), self._log.digest_size)
         found = None
         for record, end in self._records(values, open_pcrs):
             pcr = record.pcr
@@ -224,18 +225,18 @@ class _Search:
                 raise
 
 
-class _Digests:
-    """What records extend into a bank of `size` bytes, computed from their data; keeps the numbers of violations, and
-    of records whose template hash is that of other data."""
+class TemplateDigests:
+    """What records extend into a bank of `size` bytes, computed from their data; `logged` is the size of the template
+    hashes. Keeps the numbers of violations, and of records whose template hash is that of other data."""
 
-    __slots__ = ("_hash", "_size", "_template_hash", "_violation", "_wrong", "violations")
+    __slots__ = ("_hash", "_size", "_template_hash", "_violation", "violations", "wrong")
 
     def __init__(self, hash_data: Hash, size: int, logged: int) -> None:
         self._hash, self._size, self._violation = hash_data, size, b"\xff" * size
         template_hash = HASHES[_SIZES[logged]]
         self._template_hash = None if template_hash is hash_data else template_hash
         self.violations: list[int] = []
-        self._wrong: list[int] = []
+        self.wrong: list[int] = []
 
     def of(self, record: ImaRecord) -> bytes:
         """Return what the kernel extended for a record, were it true."""
@@ -245,12 +246,12 @@ class _Digests:
             return self._violation
         digest: bytes = self._hash(data).digest()
         if logged != (digest if self._template_hash is None else self._template_hash(data).digest()):
-            self._wrong.append(number)
+            self.wrong.append(number)
         return digest.ljust(self._size, b"\0")
 
     def check(self, length: int) -> None:
         """Raise EvidenceError if one of the first `length` records has a template hash of other data."""
-        wrong = [number for number in self._wrong if number < length]
+        wrong = [number for number in self.wrong if number < length]
         if wrong:
             named = ", ".join(map(str, wrong[:_MAX_NAMED])) + (" and more" if len(wrong) > _MAX_NAMED else "")
             raise EvidenceError(f"the IMA log's template hash is not that of the data in record {named}")

@@ -82,12 +82,7 @@ class _Reading:
         data = self._bytes(BOOT_LOG_FIRMWARE)
         if data is None:
             return None
-        log = self._replay(BOOT_LOG_FIRMWARE, lambda: parse_tcg_log(data).replay(self._quoted))
-        for pcr in BOOT_PCRS:
-            if self._quoted.get(pcr) == ZERO:
-                raise EvidenceError(
-                    f"PCR {pcr} is zero, so no firmware measured this boot, and yet there is a log"
-                )
+        log = self._replay(BOOT_LOG_FIRMWARE, lambda: replay_firmware(data, self._quoted))
         self.replayed.append((BOOT_LOG_FIRMWARE, f"{len(log.events)} events, {_pcrs(log.values)}"))
         if log.unconfirmed:
             self._run.notices.append(
@@ -107,7 +102,7 @@ class _Reading:
             said.append(f"{len(log.violations)} violations")
         if log.unconfirmed:
             said.append(f"{log.unconfirmed} later bytes not considered")
-        said.append(_aggregate(next(log.records()), self._quoted, firmware))
+        said.append(check_aggregate(next(log.records()), self._quoted, firmware))
         self.replayed.append((BOOT_LOG_IMA, ", ".join(said)))
         return log
 
@@ -137,7 +132,24 @@ class _Reading:
         return self._given.replayed(self._logs[name], self._quoted, replay)
 
 
-def _aggregate(first: ImaRecord, quoted: Mapping[int, bytes], firmware: ReplayedLog | None) -> str:
+def replay_firmware(data: bytes, quoted: Mapping[int, bytes]) -> ReplayedLog:
+    """Replay the firmware's event log as the step does.
+
+    Raises:
+        MalformedError: it is none.
+        EvidenceError: it does not replay, or no firmware measured this boot.
+        UnsupportedError: it is of an unknown version.
+    """
+    log = parse_tcg_log(data).replay(quoted)
+    for pcr in BOOT_PCRS:
+        if quoted.get(pcr) == ZERO:
+            raise EvidenceError(
+                f"PCR {pcr} is zero, so no firmware measured this boot, and yet there is a log"
+            )
+    return log
+
+
+def check_aggregate(first: ImaRecord, quoted: Mapping[int, bytes], firmware: ReplayedLog | None) -> str:
     """Say how far the boot aggregate was checked; raises EvidenceError where it is of other boot PCRs.
 
     PCR 8 and 9 may have moved since the kernel read them. What they were, the firmware's log says: only where it was
