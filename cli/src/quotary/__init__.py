@@ -24,6 +24,7 @@ from quotary.errors import (
     AttestationRejected,
 )
 from quotary.exchanges import Exchange
+from quotary.policyfile import PolicyTrust
 from quotary_verifier import Claim, ClaimSource, Policy, PolicyError, Report, Verdict
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Limits",
     "Policy",
     "PolicyError",
+    "PolicyTrust",
     "Report",
     "Verdict",
     "exchange",

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from quotary_verifier import Policy, PolicyError, load_policy
-from quotary_verifier.policy.load import MAX_POLICY
+from quotary.policyfile import PolicyTrust, load_trusted, read_limited
+from quotary_verifier import Policy
 
 PolicySource: TypeAlias = Policy | str | bytes | os.PathLike[str]
 """A policy, the path of one, or its text (a `str` of more than one line, or `bytes`)."""
+
+_NO_TRUST = PolicyTrust()
 
 DOOR = "/quotary/v1/attestations/"
 """Where a host hands out attestations by output id (docs/spec/serving.md)."""
@@ -51,6 +53,7 @@ class Checks:
         limits: Bounds on what is taken from a host.
         clock: The time of verification, in seconds since the epoch.
         randomness: Makes nonces.
+        policy_trust: Whose signed policies are taken, and how old ones may be; with keys, `policy` must be signed.
     """
 
     policy: PolicySource
@@ -62,6 +65,7 @@ class Checks:
     limits: Limits = Limits()
     clock: Callable[[], float] = time.time
     randomness: Callable[[int], bytes] = secrets.token_bytes
+    policy_trust: PolicyTrust = _NO_TRUST
 
     def allows_unattested(self, path: str) -> bool:
         """Tell whether answers of a path need no attestation."""
@@ -70,20 +74,20 @@ class Checks:
         )
 
 
-def read_policy(source: PolicySource) -> Policy:
-    """Return the policy that `source` is, names or spells out.
+def read_policy(
+    source: PolicySource, trust: PolicyTrust = _NO_TRUST, clock: Callable[[], float] = time.time
+) -> Policy:
+    """Return the policy that `source` is, names or spells out, signed as `trust` says.
 
     Raises:
         PolicyError: it cannot be read or used.
     """
     if isinstance(source, Policy):
         return source
-    if isinstance(source, bytes):
-        return load_policy(source)
     if isinstance(source, str) and "\n" in source:
-        return load_policy(source.encode())
-    try:
-        with Path(source).open("rb") as file:
-            return load_policy(file.read(MAX_POLICY + 1))
-    except OSError as error:
-        raise PolicyError(f"{source}: {error.strerror}".lower()) from None
+        source = source.encode()
+    at = int(clock()) if trust.keys else 0
+    if isinstance(source, bytes):
+        return load_trusted(source, trust, at)
+    path = Path(source)
+    return load_trusted(read_limited(path), trust, at, path.parent)

@@ -31,7 +31,7 @@ class Judge:
 
     def __init__(self, checks: Checks | PolicySource) -> None:
         self.checks = checks if isinstance(checks, Checks) else Checks(checks)
-        self.policy = read_policy(self.checks.policy)
+        self.policy = read_policy(self.checks.policy, self.checks.policy_trust, self.checks.clock)
         # The answers of one commit mostly come in the same second, for which its verification stands.
         self._commits: OrderedDict[tuple[int, bytes], VerifiedCommit] = OrderedDict()
         self._lock = Lock()

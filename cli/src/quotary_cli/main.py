@@ -17,7 +17,9 @@ from quotary_cli.output import ExitCode, Failure, print_failure, wants_json
 _COMMANDS = {
     "verify": ("quotary_cli.verify", "verify", "Verify outputs against their attestations and a policy."),
     "inspect": ("quotary_cli.inspect", "inspect", "Show what a file holds, without verifying it."),
+    "policy": ("quotary_cli.policy", "policy", "Make, check, compare and sign what you accept."),
     "agent": ("quotary_cli.agent", "agent", "Run the signing agent of an inference host."),
+    "log": ("quotary_cli.log", "log", "Take a host's published log along, and look into it."),
     "ca": ("quotary_cli.ca", "ca", "Run a certificate authority that endorses hosts."),
 }
 _NOUN = re.compile(r"(?<=: )(?:File|Directory|Path)(?= ')")

@@ -4,35 +4,32 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from quotary_cli.moments import parse_time
 from quotary_cli.output import ExitCode, Failure, print_json
+from quotary_cli.policyfile import PolicyFile, policy_options
 from quotary_cli.render import render_report
 from quotary_verifier import (
     MalformedError,
     NotChecked,
     Outcome,
     Policy,
-    PolicyError,
     Question,
     QuotaryError,
     Rejected,
     Report,
-    load_policy,
     strip,
     verify_fresh,
 )
 from quotary_verifier import (
     verify as verify_output,
 )
-from quotary_verifier.policy.load import MAX_POLICY
 from quotary_verifier.wire.limits import MAX_ATTESTATION
 
 SCHEMA = "quotary-verify/v1"
@@ -62,13 +59,7 @@ class Job:
     type=click.Path(path_type=Path, exists=True),
     help="The attestation, or a folder of OUTPUT.attestation files (default: beside OUTPUT, or in band).",
 )
-@click.option(
-    "--policy",
-    "-p",
-    required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="What you accept (TOML).",
-)
+@policy_options
 @click.option(
     "--request",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -90,7 +81,7 @@ class Job:
 def verify(
     outputs: tuple[Path, ...],
     attestation: Path | None,
-    policy: Path,
+    policy: PolicyFile,
     request: Path | None,
     nonce: str | None,
     at: str | None,
@@ -107,8 +98,8 @@ def verify(
     it must be a fresh quote (from `attest agent quote`) over --nonce; without, no fresh quote passes for an output.
     The same holds for --statement and what a proxy answers at /quotary/v1/statement.
     """
-    rules = _load(policy)
-    moment = _time(at)
+    moment = parse_time(at)
+    rules = policy.read(moment)
     request_body = None if request is None else _read(request)
     nonce_bytes = None if nonce is None else _hex(nonce)
     if fresh and (nonce_bytes is None or request is not None or attestation is not None):
@@ -165,15 +156,6 @@ def _as_json(results: list[tuple[str, Report]]) -> dict[str, Any]:
     }
 
 
-def _load(path: Path) -> Policy:
-    try:
-        return load_policy(_read(path, MAX_POLICY))
-    except PolicyError as error:
-        raise Failure(
-            f"{path}: {error}", code=ExitCode.USAGE, hint="docs/spec/policy.md describes every key"
-        ) from None
-
-
 def _read(path: Path, most: int = -1) -> bytes:
     """Read a file, or no more of it than shows that it has over `most` bytes, for which there is another error."""
     size = -1 if most < 0 else most + 1
@@ -194,28 +176,6 @@ def _hex(text: str) -> bytes:
     if nonce.hex() != text or not 8 <= len(nonce) <= 64:
         raise Failure("--nonce takes 8 to 64 bytes in lower-case hexadecimal", code=ExitCode.USAGE)
     return nonce
-
-
-def _time(text: str | None) -> int:
-    if text is None:
-        return int(time.time())
-    try:
-        moment = int(text) if text.isdecimal() else int(_rfc3339(text).timestamp())
-        datetime.fromtimestamp(moment, UTC)
-    except (ValueError, OverflowError, OSError):
-        raise Failure(
-            f"--at {text}: not a time",
-            code=ExitCode.USAGE,
-            hint="for example 2026-11-23T12:00:00Z or 1795435200",
-        ) from None
-    return moment
-
-
-def _rfc3339(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("no time zone")
-    return moment
 
 
 def _whole_jobs(outputs: tuple[Path, ...]) -> Iterator[Job]:
