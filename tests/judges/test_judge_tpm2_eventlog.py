@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ pytestmark = pytest.mark.judge
 
 ALGORITHMS = {"sha1": 0x04, "sha256": 0x0B, "sha384": 0x0C, "sha512": 0x0D}
 LOGS = [one["file"] for one in entries("tpm/eventlog/") if one["file"].endswith(".bin")]
+CC_LOGS = [one["file"] for one in entries("tpm/ccel/") if one["kind"] == "ccel"]
+OURS = sorted((Path(__file__).resolve().parents[1] / "vectors" / "vm").rglob("*tcg*.bin"))
+"""Logs that the project's own VMs wrote."""
 UNREAD = {
     "bad-keylime-empty.bin": "is empty",
     "bad-keylime-garbage.bin": "is no log",
@@ -31,11 +36,11 @@ UNREAD = {
 """Logs of the corpus that the judge does not read, and why."""
 
 
-def agree(data: bytes, file: Path) -> None:
+def agree(data: bytes, file: Path, registers: t.Registers = t.Registers.TPM) -> None:
     file.write_bytes(data)
     text = tcg_judge.run_judge(file)
     assert text is not None
-    events, pcrs = tcg_judge.read_ours(parse_tcg_log(data))
+    events, pcrs = tcg_judge.read_ours(parse_tcg_log(data, registers=registers))
     judged_events, judged_pcrs = tcg_judge.read_judge(text)
     assert events == judged_events
     for bank, values in pcrs.items():
@@ -61,6 +66,28 @@ def test_the_judge_agrees_on_a_log_of_the_corpus(file: str, tmp_path: Path) -> N
         assert tcg_judge.run_judge(tmp_path / name) in {None, "---\n"}
         return
     agree(corpus_bytes(file), tmp_path / name)
+
+
+@needs_corpus
+@pytest.mark.parametrize("file", CC_LOGS, ids=lambda file: file.rpartition("/")[2])
+def test_the_judge_agrees_on_the_log_of_a_confidential_vm(file: str, tmp_path: Path) -> None:
+    """The judge knows PCRs only: it is given the log without its padding, and with a header for register 0."""
+    data = corpus_bytes(file)
+    padding = parse_tcg_log(data, registers=t.Registers.CC, tolerate={t.Tolerance.PADDING}).padding
+    known = data[4 : len(data) - padding]
+    assert tcg_judge.run_judge_on(data, tmp_path / "as it is") is None
+    agree(bytes(4) + known, tmp_path / "known", t.Registers.CC)
+
+
+@needs_corpus
+def test_the_judge_agrees_on_the_log_beside_a_quote_of_the_corpus(tmp_path: Path) -> None:
+    found = json.loads(corpus_bytes("tpm/quote/gce-cos85-rsa-nonce9009.json"))
+    agree(base64.b64decode(found["event_log_b64"]), tmp_path / "log")
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda file: file.name)
+def test_the_judge_agrees_on_a_log_of_our_machines(file: Path, tmp_path: Path) -> None:
+    agree(file.read_bytes(), tmp_path / "log")
 
 
 def test_the_judge_agrees_on_the_logs_that_the_tests_write(tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ def run_judge(file: Path) -> str | None:
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
 
 
+def run_judge_on(data: bytes, file: Path) -> str | None:
+    """As `run_judge`, of bytes that are put into a file first."""
+    file.write_bytes(data)
+    return run_judge(file)
+
+
 def read_judge(text: str) -> Described:
     """The events (number, register, type, digests, size) and the replayed PCRs in the judge's output."""
     events: list[dict[str, Any]] = []
