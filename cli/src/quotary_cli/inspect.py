@@ -19,13 +19,18 @@ UNVERIFIED = "parsed, not verified"
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(file: Path, as_json: bool) -> None:
+@click.option(
+    "--cel-json", "as_cel", is_flag=True, help="Print an event log in the JSON encoding of the TCG's CEL."
+)
+def inspect(file: Path, as_json: bool, as_cel: bool) -> None:
     """Show what FILE holds, without verifying it.
 
     Knows attestations, records, signed notes, TPM quotes, fresh quotes, workload logs, event logs of firmware (TCG,
     CCEL), IMA logs, history files, certificates, enrolment files, policies, and response bodies that carry an
     attestation.
     """
+    if as_json and as_cel:
+        raise click.UsageError("--json and --cel-json are two forms of output: give one")
     from quotary_cli.kinds import describe
     from quotary_cli.logkinds import log_lines
 
@@ -35,6 +40,11 @@ def inspect(file: Path, as_json: bool) -> None:
         raise Failure(f"{file}: larger than {MAX_FILE >> 20} MiB", code=ExitCode.REJECTED)
     try:
         kind, content = describe(data)
+        if as_cel:
+            from quotary_cli.celjson import print_cel_json
+
+            print_cel_json(kind, data)
+            return
     except UnsupportedError as error:
         raise Failure(f"{file}: {error}", code=ExitCode.NOT_CHECKED) from None
     except (MalformedError, QuotaryError) as error:

@@ -62,6 +62,10 @@ class LauncherLog:
         """Return all events as the log gives them. Nothing shows that any of them happened."""
         return self._events
 
+    def unverified_digests_do_not_trust(self) -> tuple[bytes, ...]:
+        """Return the digest of each event: that of its content, which does not show that it was ever extended."""
+        return tuple(self._digests)
+
     def replay(self, value: bytes) -> LauncherRecords:
         """Replay the log against the value of its register in verified evidence, and give its events out.
 
