@@ -35,20 +35,22 @@ def header(name: str, size: int) -> bytes:
     """
     fields = b"".join(
         (
-            name.encode("ascii").ljust(100, b"\0"),
-            b"0000644\00000000\00000000\0",
-            b"%0*o\0" % (_SIZE_DIGITS, size),
-            b"00000000000\0",
+            name.encode("ascii").ljust(100, b"\x00"),
+            b"0000644\x00",
+            b"0000000\x00" * 2,
+            b"%0*o\x00" % (_SIZE_DIGITS, size),
+            b"00000000000\x00",
             b"        ",  # the checksum counts as spaces
             b"0",
             bytes(100),
-            b"ustar\000",
+            b"ustar\x00",
+            b"00",
             bytes(32 + 32),
-            b"0000000\00000000\0",
+            b"0000000\x00" * 2,
             bytes(155 + 12),
         )
     )
-    return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
+    return fields[:148] + b"%06o\x00 " % sum(fields) + fields[156:]
 
 
 def padding(size: int) -> int:
@@ -80,8 +82,10 @@ def places(file: BinaryIO, name: str, *, cut_off: bool = False) -> Iterator[Plac
         if not block.strip(b"\0"):
             _check_end(file, name, start, length, cut_off=cut_off)
             return
-        if cut_off and len(block) < BLOCK:
-            return
+        if len(block) < BLOCK:
+            if cut_off:
+                return
+            raise _bad(name, "it ends within a header")
         place = _place(block, start, name)
         end = place.start + place.size + padding(place.size)
         if end > length:

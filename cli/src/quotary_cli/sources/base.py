@@ -79,6 +79,8 @@ class Source:
     """The base of all sources. `_get` answers for one path exactly."""
 
     name: str
+    threads = 1
+    """How many threads should read at once."""
 
     def read(self, path: str, most: int) -> bytes:
         """As LogSource says. A partial tile or history file that is not there is cut from the whole one."""

@@ -93,6 +93,8 @@ class _UnixConnection(http.client.HTTPConnection):
 class HttpSource(Source):
     """A web server or an agent. `prefixes` are tried in order by the first read; the one that has a log stays."""
 
+    threads = 8
+
     def __init__(
         self,
         name: str,

@@ -47,6 +47,14 @@ class Part(IntEnum):
     ATTESTATION = 5
     POLICY = 6
 
+    @property
+    def folder(self) -> str:
+        """The head of its paths."""
+        return _FOLDERS[self]
+
+
+_FOLDERS: Final = ("checkpoint", "history", "cosigned", "blob", "tile", "attestations", "policy")
+
 
 @dataclass(frozen=True, slots=True)
 class LogPath:

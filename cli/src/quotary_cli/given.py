@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attestations that people hold beside a log: single files, folders of them, archives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from quotary_cli.output import ExitCode, Failure
+from quotary_cli.sources.archive import ArchiveSource
+from quotary_cli.sources.paths import SUFFIX, Part
+from quotary_verifier.wire.limits import MAX_ATTESTATION
+
+_TAR = 262
+"""Bytes of a file that show whether it is a tar archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An attestation by its name for people; `load` reads it, and raises Failure where that fails."""
+
+    name: str
+    load: Callable[[], bytes]
+
+
+def given_attestations(places: Iterable[Path], opened: ExitStack) -> Iterator[Given]:
+    """Yield each attestation: a file itself, `*.attestation` below a folder, those of an archive.
+
+    Archives are kept in `opened`, which closes them.
+
+    Raises:
+        Failure: a place cannot be read or has none.
+    """
+    for place in places:
+        if place.is_dir():
+            yield from _folder(place)
+        elif _is_archive(place):
+            yield from _archive(place, opened)
+        else:
+            yield Given(str(place), partial(_read, place))
+
+
+def _folder(folder: Path) -> Iterator[Given]:
+    files = sorted(file for file in folder.rglob(f"*{SUFFIX}") if file.is_file())
+    if not files:
+        raise Failure(f"{folder}: the folder holds no attestations (*{SUFFIX})", code=ExitCode.USAGE)
+    for file in files:
+        yield Given(str(file), partial(_read, file))
+
+
+def _archive(place: Path, opened: ExitStack) -> Iterator[Given]:
+    archive = opened.enter_context(ArchiveSource.open(place))
+    for path in archive.paths(Part.ATTESTATION.folder):
+        yield Given(f"{place}:{path}", partial(archive.read, path, MAX_ATTESTATION))
+
+
+def _is_archive(place: Path) -> bool:
+    try:
+        with place.open("rb") as file:
+            return file.read(_TAR)[257:] == b"ustar"
+    except OSError as error:
+        raise _unreadable(place, error) from None
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_ATTESTATION + 1)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    if len(data) > MAX_ATTESTATION:
+        raise Failure(f"{file}: larger than any attestation", code=ExitCode.USAGE)
+    return data
+
+
+def _unreadable(file: Path, error: OSError) -> Failure:
+    return Failure(f"{file}: {(error.strerror or '').lower()}", code=ExitCode.USAGE)
