@@ -26,6 +26,9 @@ _GPT_SIGNATURE = b"EFI PART"
 _GPT_HEADER = 92
 _GPT_ENTRY = 128
 _LIST_HEAD = 28
+_NODE = 4
+_END_NODE = 0x7F
+_FILE_NODE = b"\x04\x04"
 
 
 @frozen
@@ -182,3 +185,21 @@ def parse_gpt(data: bytes) -> Gpt:
         )
     reader.end()
     return Gpt(guid(header[56:72]), tuple(partitions))
+
+
+def file_names(device_path: bytes) -> str:
+    """Return the file names in a device path (UEFI 2.10 section 10.3), joined; empty where it has none.
+
+    A device path is never covered by a digest. What is not well formed ends it.
+    """
+    names = []
+    at = 0
+    while at + _NODE <= len(device_path) and device_path[at] != _END_NODE:
+        size = int.from_bytes(device_path[at + 2 : at + 4], "little")
+        if size < _NODE:
+            break
+        if device_path[at : at + 2] == _FILE_NODE:
+            content = device_path[at + _NODE : at + size]
+            names.append(content.decode("utf-16-le", "replace").partition("\0")[0])
+        at += size
+    return "\\".join(names)

@@ -21,7 +21,9 @@ from quotary_verifier.policy.model import PlatformRules
 from quotary_verifier.policy.names import check_name
 from quotary_verifier.policy.patterns import Pattern
 from quotary_verifier.policy.rules import (
+    FILE_PCRS,
     IMA_TEMPLATES,
+    LINE_PCRS,
     LOADER_PCRS,
     RULES,
     AllowedEvent,
@@ -146,24 +148,26 @@ def _secure_boot(table: Table) -> SecureBootRules:
 
 
 def _boot(table: Table) -> BootRules:
-    lines = table.texts("command_lines")
+    texts, files = table.texts("command_lines"), _set(table, "files", sha256_digest)
+    lines = None if texts is None else tuple(table.convert("command_lines", text, Pattern) for text in texts)
     rules = BootRules(
         applications=_set(table, "applications", sha256_digest),
-        files=_set(table, "files", sha256_digest),
-        command_lines=None
-        if lines is None
-        else tuple(table.convert("command_lines", line, Pattern) for line in lines),
-        pcrs=_loader_pcrs(table),
+        files=files,
+        command_lines=lines,
+        pcrs=_loader_pcrs(table, lines is None, files is None),
     )
     if rules.applications is None and rules.files is None and rules.command_lines is None:
         table.fail("", "asks for nothing: it needs applications, files or command_lines")
     return rules
 
 
-def _loader_pcrs(table: Table) -> frozenset[int]:
+def _loader_pcrs(table: Table, no_lines: bool, no_files: bool) -> frozenset[int]:
+    """Take the PCRs that must be explained; by default those that hold what there is a rule for."""
     pcrs = table.maybe("pcrs", list)
     if pcrs is None:
-        return LOADER_PCRS
+        return (
+            LOADER_PCRS - (LINE_PCRS if no_lines else frozenset()) - (FILE_PCRS if no_files else frozenset())
+        )
     if not pcrs or any(type(pcr) is not int or pcr not in _LOADER_PCRS for pcr in pcrs):
         table.fail("pcrs", f"must be among {', '.join(map(str, sorted(_LOADER_PCRS)))}")
     return frozenset(pcrs)

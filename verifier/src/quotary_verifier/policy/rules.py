@@ -15,8 +15,12 @@ from quotary_verifier.logs.ima_signature import PublicKey
 from quotary_verifier.policy.patterns import Pattern
 from quotary_verifier.wire.frozen import frozen
 
-LOADER_PCRS: Final = frozenset({8, 9, 12})
-"""PCRs into which boot loaders and kernel stubs measure command lines and files, and no running system does."""
+LINE_PCRS: Final = frozenset({8, 12})
+"""PCRs into which GRUB and systemd-boot measure command lines."""
+FILE_PCRS: Final = frozenset({9})
+"""The PCR into which GRUB and the kernel's EFI stub measure the files that they read."""
+LOADER_PCRS: Final = LINE_PCRS | FILE_PCRS
+"""PCRs of boot loaders and kernel stubs, which no running system extends."""
 IMA_TEMPLATES: Final = frozenset({"ima-ng", "ima-sig", "ima-ngv2", "ima-sigv2", "ima-buf", "ima-modsig"})
 """Templates that may be accepted unless a policy says otherwise: `ima` has nothing but SHA-1 digests."""
 
