@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from quotary_verifier.errors import MalformedError
@@ -24,6 +25,17 @@ def header(data: bytes, at: int) -> tuple[int, int, int]:
     if not 1 <= first & 0x7F <= 3 or end > len(data):
         raise MalformedError("a certificate has a length that cannot be read")
     return data[at], int.from_bytes(data[at + 2 : end], "big"), end
+
+
+def elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Tag and content of each element; MalformedError unless they fill the bytes."""
+    at = 0
+    while at < len(data):
+        tag, size, content = header(data, at)
+        at = content + size
+        if at > len(data):
+            raise MalformedError("a certificate is truncated")
+        yield tag, data[content:at]
 
 
 def encode(tag: int, content: bytes) -> bytes:
