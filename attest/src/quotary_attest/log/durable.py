@@ -140,6 +140,8 @@ def read_file(path: Path, *, max_bytes: int) -> bytes | None:
         except FileNotFoundError:
             return None
     try:
-        return read_at(descriptor, max_bytes, 0, path)
+        with storage("read", path):
+            size = os.fstat(descriptor).st_size  # a read of `max_bytes` would take that much memory first
+        return read_at(descriptor, min(size, max_bytes), 0, path)
     finally:
         os.close(descriptor)
