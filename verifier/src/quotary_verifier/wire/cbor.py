@@ -76,6 +76,35 @@ def decode(data: bytes, *, max_bytes: int, what: str = "CBOR") -> Value:
     return value
 
 
+def decode_unordered(data: bytes, *, max_bytes: int, what: str = "CBOR") -> Value:
+    """Decode exactly one item of a format that is not ours: as `decode`, but with keys of both kinds in any order.
+
+    Lengths are definite and shortest, no key stands twice, and nothing follows.
+
+    Raises:
+        MalformedError: too long, not CBOR, trailing bytes, a forbidden type, or another encoding of the same value.
+    """
+    if len(data) > max_bytes:
+        raise MalformedError(f"{what} has {len(data)} bytes, {max_bytes} are allowed")
+    value = _load(data, what)
+    _check_types((value,), what)
+    if cbor2.dumps(value) != data:  # keeps the order of keys
+        raise MalformedError(f"{what} is not in its shortest encoding, or bytes follow it")
+    return value
+
+
+def _check_types(items: Iterable[Value], what: str) -> None:
+    for item in items:
+        if type(item) is dict:
+            if any(type(key) is not int and type(key) is not str for key in item):
+                raise MalformedError(f"{what} has a map key that is neither an integer nor text")
+            _check_types(item.values(), what)
+        elif type(item) is list:
+            _check_types(item, what)
+        elif type(item) not in (bytes, str, int, bool) and item is not None:
+            raise MalformedError(f"{what} has a value of a type that is not allowed")
+
+
 def item_end(data: bytes, position: int, *, max_bytes: int, what: str = "CBOR") -> int:
     """Return where the deterministic item that begins at `position` of a CBOR sequence ends (RFC 8742).
 

@@ -26,7 +26,7 @@ _MAX_DATA: Final = 1024
 _MAX_MODULE: Final = 256
 _PCRS: Final = 32
 _PCR_BYTES: Final = 48
-_MAX_TIME: Final = 1 << 48
+_MAX_TIME: Final = 250_000_000_000_000  # in the year 9892, as far as dates go
 _KEYS: Final = frozenset(
     {"module_id", "digest", "timestamp", "certificate", "cabundle", "public_key", "user_data", "nonce"}
 )
