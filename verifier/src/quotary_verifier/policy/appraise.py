@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from quotary_verifier.logs.workload import TYPE_MODEL, LoggedEvent, WorkloadEvent, WorkloadLog
 from quotary_verifier.policy.findings import Appraisal, Finding, PlatformEvidence, Severity, listed, shown
 from quotary_verifier.policy.model import PlatformRules, Policy, ReferenceSet
-from quotary_verifier.policy.rules import AllowedEvent, ClockRules
 from quotary_verifier.wire.bindings import ZERO
 from quotary_verifier.wire.frozen import frozen
+
+if TYPE_CHECKING:
+    from quotary_verifier.policy.rules import AllowedEvent, ClockRules
 
 BOOT_PCRS: Final = (0, 4, 7)
 """PCRs into which every measured boot of firmware extends: its code, the boot loader, the Secure Boot policy."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from quotary_verifier.logs.ima import ReplayedIma
-from quotary_verifier.logs.tcg import ReplayedLog
-from quotary_verifier.logs.workload import WorkloadLog
 from quotary_verifier.wire.frozen import frozen
-from quotary_verifier.wire.tpm import ClockInfo
+
+if TYPE_CHECKING:
+    from quotary_verifier.logs.ima import ReplayedIma
+    from quotary_verifier.logs.tcg import ReplayedLog
+    from quotary_verifier.logs.workload import WorkloadLog
+    from quotary_verifier.wire.tpm import ClockInfo
 
 MAX_FINDINGS: Final = 1000
 """Findings of one rule and severity that are listed; a last one says that there are more."""

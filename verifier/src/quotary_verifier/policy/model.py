@@ -169,6 +169,12 @@ class Policy:
         return self.platform.pcrs
 
     @property
+    def has_no_platform_rules(self) -> bool:
+        """Whether nothing is asked of platform, counts and workload events."""
+        nothing = self.platform.empty and self.platform.clock is None
+        return nothing and not self.references and self.workload is None
+
+    @property
     def pins_the_writer(self) -> bool:
         """Whether the policy says which kernel or programs wrote the workload log: its common rules do, or every
         reference set does. A rule that only warns does not count, whether or not its date has passed."""

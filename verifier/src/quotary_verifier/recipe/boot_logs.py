@@ -102,7 +102,9 @@ class _Reading:
             said.append(f"{len(log.violations)} violations")
         if log.unconfirmed:
             said.append(f"{log.unconfirmed} later bytes not considered")
-        said.append(check_aggregate(next(log.records()), self._quoted, firmware))
+        first = next(log.records(), None)
+        if first is not None:
+            said.append(check_aggregate(first, self._quoted, firmware))
         self.replayed.append((BOOT_LOG_IMA, ", ".join(said)))
         return log
 

@@ -69,6 +69,10 @@ def _commit(commit: CommitFacts) -> Iterator[Claim]:
     yield Claim("commit", commit.digest.hex(), _HARDWARE)
     for name in commit.witnessed.names:
         yield Claim("witness", name, _ENDORSED)
+    if commit.appraisal is not None and commit.appraisal.reference is not None:
+        yield Claim(
+            "reference_set", commit.appraisal.reference, _MEASURED if commit.platform.pinned else _HARDWARE
+        )
     if commit.boot is not None:
         # Digests are the PCRs'; what they are digests of is what firmware and kernel say.
         source = _MEASURED if commit.platform.pinned else _HOST

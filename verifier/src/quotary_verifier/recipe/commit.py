@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.logs.workload import WorkloadLog
 from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.appraisal import judge_platform_rules
 from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.platform import (
     Host,
@@ -32,6 +33,7 @@ from quotary_verifier.wire.bindings import chain_extend, commit_digest
 from quotary_verifier.wire.frozen import frozen
 
 if TYPE_CHECKING:
+    from quotary_verifier.policy.findings import Appraisal
     from quotary_verifier.recipe.boot_logs import BootLogs
 
 
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 class CommitFacts:
     """What the commit's steps established; meaningful only together with the checks that led here.
 
-    `first` is the index from which the commit claims, `digest` is D, `boot` the boot logs that replayed, if any came.
+    `first` is the index from which the commit claims, `digest` is D, `boot` the boot logs that replayed, if any came,
+    `appraisal` what came of the policy's rules on the platform, if it has any.
     """
 
     host: Host
@@ -49,6 +52,7 @@ class CommitFacts:
     platform: PlatformFacts
     witnessed: Witnessed
     boot: BootLogs | None = None
+    appraisal: Appraisal | None = None
 
 
 @frozen
@@ -117,11 +121,15 @@ def judge_commit(
     if not policy.witnesses.keys:
         run.skip(Step.WITNESS, "the policy names no witnesses")  # what a later checkpoint says was looked at
     log, platform = judge_platform(run, policy, host, quote, digest, chain_value, at, seen)
-    boot = _boot_logs(run, attestation, logs, host)
+    attest, named = quote.attest, attestation.boot_logs
+    boot = boot_logs(run, named, logs, host, "the attestation carries none")
+    appraisal = judge_platform_rules(run, policy, host, attest, platform, log, named, boot, at)
     run.skip(Step.TEE, "the attestation carries none that this version knows")
     if platform is None or seen is None:
         return JudgedCommit(log, seen, None)
-    return JudgedCommit(log, seen, CommitFacts(host, checkpoint, first, digest, platform, seen, boot))
+    return JudgedCommit(
+        log, seen, CommitFacts(host, checkpoint, first, digest, platform, seen, boot, appraisal)
+    )
 
 
 def _open_note(run: Run, policy: Policy, host: Host, known: Mapping[bytes, str], data: bytes) -> Note:
@@ -156,14 +164,16 @@ def _find_quote(
     return lines[0].first, read_quote(host.public, supports[0], lines[0].evidence)
 
 
-def _boot_logs(run: Run, attestation: Attestation, logs: GivenLogs, host: Host) -> BootLogs | None:
-    """Do step `boot-logs`; the code that reads them is loaded only where there are any."""
-    if not attestation.boot_logs:
-        run.skip(Step.BOOT_LOGS, "the attestation carries none")
+def boot_logs(
+    run: Run, named: Mapping[str, bytes], logs: GivenLogs, host: Host, absent: str
+) -> BootLogs | None:
+    """Do step `boot-logs`; the code that reads them is loaded only where there are any, and `absent` says why not."""
+    if not named:
+        run.skip(Step.BOOT_LOGS, absent)
         return None
     if run.quoted is None:
         run.skip(Step.BOOT_LOGS, "the quoted PCR values could not be established")
         return None
     from quotary_verifier.recipe.boot_logs import judge_boot_logs
 
-    return judge_boot_logs(run, attestation.boot_logs, logs, host.identity, run.quoted)
+    return judge_boot_logs(run, named, logs, host.identity, run.quoted)

@@ -7,10 +7,15 @@ It speaks for no output. What its quote binds is a digest of its own kind, so ne
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.appraisal import judge_platform_rules
 from quotary_verifier.recipe.claims import platform_claims
+from quotary_verifier.recipe.commit import boot_logs
+from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.outcome import failed, host_notices
 from quotary_verifier.recipe.platform import Host, PlatformFacts, judge_platform, read_host, read_quote
 from quotary_verifier.recipe.run import Run, Stopped
@@ -29,19 +34,25 @@ _ABSENT = (
     Step.NOTE,
     Step.QUOTE_RANGE,
     Step.MODEL,
-    Step.BOOT_LOGS,
     Step.TEE,
     Step.WITNESS,
 )
 
 
-def verify_fresh(data: bytes, nonce: bytes, at: int, policy: Policy) -> Verdict:
+def verify_fresh(
+    data: bytes, nonce: bytes, at: int, policy: Policy, logs: Mapping[str, bytes] = MappingProxyType({})
+) -> Verdict:
     """Verify a fresh quote over the caller's `nonce` (8 to 64 bytes) at a time in seconds since the epoch.
+
+    A fresh quote carries no boot logs. `logs` are some in full (`tcg`, `ima`), wherever the caller has them from: one
+    that replays to the quoted values is of this boot.
 
     Raises:
         Rejected: something is malformed, false, or lacks what the policy requires; `report` says what.
         NotChecked: nothing is false, but a required check could not be done.
+        PolicyError: the policy has ended by then.
     """
+    policy.require_current(at)
     run = Run()
     facts = None
     try:
@@ -49,7 +60,7 @@ def verify_fresh(data: bytes, nonce: bytes, at: int, policy: Policy) -> Verdict:
         host = None if fresh is None else run.do(Step.GENESIS, read_host, fresh.genesis)
         if fresh is not None and host is not None:
             run.do(Step.NONCE, _same_nonce, policy, fresh, nonce)
-            facts = _judge(run, policy, host, fresh, at)
+            facts = _judge(run, policy, host, fresh, at, logs)
     except Stopped:
         raise failed(run, at, policy) from None
     if fresh is None or host is None or facts is None or run.unchecked is not None:
@@ -67,14 +78,19 @@ def _same_nonce(policy: Policy, fresh: FreshQuote, nonce: bytes) -> None:
             raise EvidenceError("the quote is over another nonce")
 
 
-def _judge(run: Run, policy: Policy, host: Host, fresh: FreshQuote, at: int) -> PlatformFacts | None:
+def _judge(
+    run: Run, policy: Policy, host: Host, fresh: FreshQuote, at: int, logs: Mapping[str, bytes]
+) -> PlatformFacts | None:
     if fresh.support.identifier != IDENTIFIER_TPM2_QUOTE:
         run.fail(Step.QUOTE_STRUCTURE, "the support is not one of a TPM quote")
     quote = run.do(Step.QUOTE_STRUCTURE, read_quote, host.public, fresh.support, fresh.evidence)
     if quote is None:
         return None
     digest = fresh_digest(host.origin, fresh.nonce)
-    return judge_platform(run, policy, host, quote, digest, fresh.support.chain_before, at, None)[1]
+    log, facts = judge_platform(run, policy, host, quote, digest, fresh.support.chain_before, at, None)
+    boot = boot_logs(run, logs, GivenLogs({}), host, "a fresh quote carries none, and none was handed in")
+    judge_platform_rules(run, policy, host, quote.attest, facts, log, logs, boot, at)
+    return facts
 
 
 def _report(run: Run, policy: Policy, host: Host, facts: PlatformFacts, at: int) -> Report:
@@ -84,6 +100,7 @@ def _report(run: Run, policy: Policy, host: Host, facts: PlatformFacts, at: int)
         at=at,
         policy=policy.digest.hex(),
         claims=tuple(platform_claims(host, facts)),
+        tolerances=tuple(run.tolerances),
         not_understood=tuple(run.not_understood),
         notices=(*run.notices, *host_notices(facts)),
     )

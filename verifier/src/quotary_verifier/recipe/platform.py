@@ -62,7 +62,7 @@ class PlatformFacts:
     """What the steps established; meaningful only together with the checks that led here.
 
     `pcrs` are all sixteen quoted values, `log` the replayed workload log, `software` in words what shows that the TPM
-    is a software one, empty where nothing does, `pinned` tells whether the policy fixes any PCR.
+    is a software one, empty where nothing does, `pinned` tells whether the policy says who wrote the workload log.
     """
 
     attest: Attest
@@ -114,7 +114,7 @@ def judge_platform(
     at: int,
     seen: Witnessed | None,
 ) -> tuple[WorkloadLog | None, PlatformFacts | None]:
-    """Do the steps from `quote.chain` to `platform`; no facts where one of them could not be done.
+    """Do the steps from `quote.chain` to `workload`; no facts where one of them could not be done.
 
     The log is returned apart, so that what depends on it alone can still turn out to be false. `digest` is what
     extraData must be, `chain_value` what the chain PCR must be quoted as.
@@ -147,8 +147,6 @@ def judge_platform(
         seen,
     )
     software = run.do(Step.TPM_KIND, _tpm_kind, policy, quote.attest, endorsement, log)
-    if pcrs is not None:
-        run.do(Step.PLATFORM, _platform, run, policy, host.identity, pcrs)
     if pcrs is None or log is None or key is None or endorsement is None or software is None:
         return log, None
     return log, PlatformFacts(quote.attest, pcrs, key, endorsement, software, log, policy.pins_the_writer)
@@ -207,23 +205,3 @@ def _tpm_kind(
     if signs and not policy.software_tpm:
         raise EvidenceError(f"this is a software TPM ({signs[0]}), which the policy does not allow")
     return "; ".join(signs)
-
-
-def _platform(run: Run, policy: Policy, identity: TpmIdentity, pcrs: dict[int, bytes]) -> None:
-    moving = {identity.chain_pcr, identity.workload_pcr} & set(policy.pcrs)
-    if moving:
-        raise EvidenceError(
-            f"the policy fixes PCR {min(moving)}, which this origin extends with every commit"
-        )
-    for pcr, allowed in sorted(policy.pcrs.items()):
-        if pcrs[pcr] not in allowed:
-            raise EvidenceError(f"PCR {pcr} is {pcrs[pcr].hex()}, which the policy does not allow")
-    unmeasured = [pcr for pcr in BOOT_PCRS if policy.pcrs and pcr not in policy.pcrs and pcrs[pcr] == ZERO]
-    if unmeasured:
-        raise EvidenceError(
-            f"PCR {unmeasured[0]} is zero, so this boot was never measured, and the policy does not list zero for it"
-        )
-    if not policy.pcrs:
-        run.notices.append("the policy fixes no PCR: nothing is said of what booted and runs on the host")
-    elif any(pcrs[pcr] == ZERO for pcr in BOOT_PCRS if pcr in policy.pcrs):
-        run.notices.append("a boot PCR that the policy fixes is zero: that boot was never measured")

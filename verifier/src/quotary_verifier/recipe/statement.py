@@ -100,7 +100,9 @@ def verify_statement(
     Raises:
         Rejected: something is malformed, false, or lacks what the policy requires; `report` says what.
         NotChecked: nothing is false, but a required check could not be done.
+        PolicyError: the policy has ended by then.
     """
+    policy.require_current(at)
     run = Run()
     try:
         decoded = run.do(Step.DECODE, _decode, attestation)
@@ -147,6 +149,7 @@ def _report(
             Claim("statement", declaration.text, ClaimSource.HOST),
             Claim("time_ms", record.time, ClaimSource.HOST),
         ),
+        tolerances=tuple(run.tolerances),
         not_understood=tuple(run.not_understood),
         notices=(*run.notices, *host_notices(facts.platform), NEWEST),
     )

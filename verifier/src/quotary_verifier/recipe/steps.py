@@ -61,7 +61,7 @@ TITLES: dict[Step, str] = {
     Step.WORKLOAD: "the workload log replays to the quoted PCR and ends with a closed epoch",
     Step.MODEL: "the model was measured in the epoch in force and the policy allows it",
     Step.BOOT_LOGS: "the boot logs replay to the quoted PCRs",
-    Step.PLATFORM: "the quoted PCRs are ones that the policy accepts",
+    Step.PLATFORM: "what booted and runs is what the policy accepts",
     Step.TEE: "evidence of a confidential-computing root",
     Step.WITNESS: "witnesses cosigned the tree",
     Step.FRESHNESS: "the output is as fresh as the policy demands",

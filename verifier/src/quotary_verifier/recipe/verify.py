@@ -69,6 +69,7 @@ def verify(attestation: bytes, question: Question, policy: Policy) -> Verdict:
     Raises:
         Rejected: something is malformed, false, or lacks what the policy requires; `report` says what.
         NotChecked: nothing is false, but a required check could not be done.
+        PolicyError: the policy has ended by then.
     """
     return _verify(attestation, question, policy, GivenLogs(question.logs))[0]
 
@@ -79,6 +80,7 @@ def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[V
     Raises:
         Rejected: as `verify`.
         NotChecked: as `verify`.
+        PolicyError: as `verify`.
     """
     logs = GivenLogs(question.logs)
     verdict, parsed, commit, run = _verify(attestation, question, policy, logs)
@@ -88,6 +90,7 @@ def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[V
 def _verify(
     attestation: bytes, question: Question, policy: Policy, logs: GivenLogs
 ) -> tuple[Verdict, Attestation, CommitFacts, Run]:
+    policy.require_current(question.at)
     run = Run()
     try:
         decoded = run.do(Step.DECODE, _decode, attestation)
@@ -307,6 +310,8 @@ class VerifiedCommit:
         run.passed(Step.DECODE)
         _output_steps(run, question, self._policy, parsed, record)
         commit = self._commit
+        if commit.appraisal is not None:
+            run.tolerances += commit.appraisal.tolerances
         _place_steps(run, parsed, commit.checkpoint, commit.first)
         _leaf_steps(run, question, self._policy, record, commit.platform.log, commit.witnessed)
         return _report(run, question, self._policy, record, match, model, self._commit)
