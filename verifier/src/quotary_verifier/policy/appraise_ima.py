@@ -74,12 +74,22 @@ class _Appraiser:
             number, _, _, template, data = record
             if number and template in usual and data.startswith(_SHA256) and number not in violations:
                 paths = files.get(data[_DIGEST], _UNKNOWN)
-                size = int.from_bytes(data[44:_PATH], "little")
-                if paths is None or (paths and data[_PATH : _PATH + size - 1] in paths):
+                if paths is None:
+                    continue
+                end = _PATH - 1 + int.from_bytes(data[44:_PATH], "little")
+                path = data[_PATH:end]
+                if path in paths or (data[end : end + 1] == b"\0" and self._is_ignored(path)):
                     continue
             finding = self._record(record)
             if finding is not None:
                 yield finding
+
+    def _is_ignored(self, path: bytes) -> bool:
+        """Tell whether the policy leaves a path out, and count it; a boot aggregate's is none."""
+        if path == _AGGREGATE or not self._ignore.fit(path):
+            return False
+        self._ignored += 1
+        return True
 
     def used(self) -> list[str]:
         """Return in words what was passed over."""
@@ -105,8 +115,7 @@ class _Appraiser:
         path = fields.path
         if path == _AGGREGATE or not record.number:
             return self._aggregate(record, fields)
-        if path is not None and self._ignore.fit(path):
-            self._ignored += 1
+        if path is not None and self._is_ignored(path):
             return None
         if record.template not in self._templates:
             why = f"it has the template {shown(record.template)!r}, which the policy does not allow"

@@ -11,6 +11,7 @@ Digests are SHA-256, SHA-384 or SHA-512, told by their length. A path is bytes, 
 from __future__ import annotations
 
 import re
+from binascii import unhexlify
 from typing import Final
 
 from quotary_verifier.errors import MalformedError, PolicyError
@@ -21,6 +22,7 @@ MAX_LIST: Final = 64 * 1024 * 1024
 MAX_LISTED: Final = 1 << 20
 """Lines of one list."""
 _SIZES: Final = (64, 96, 128)
+_PLAIN: Final = 66
 _ESCAPE: Final = re.compile(rb"\\(.?)", re.DOTALL)
 _ESCAPED: Final = {b"\\": b"\\", b"n": b"\n", b"r": b"\r"}
 _FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
@@ -68,14 +70,22 @@ def parse_list(data: bytes, name: str) -> dict[bytes, list[bytes]]:
 
 def _line(line: bytes) -> tuple[bytes, bytes]:
     """Read one line; ValueError if it is none."""
+    if line[64:66] == b"  " and len(line) > _PLAIN and b"\0" not in line:  # nearly every line is of this form
+        text, path = line[:64], line[_PLAIN:]
+    else:
+        text, path = _other_line(line)
+    if text != text.lower():
+        raise ValueError
+    return unhexlify(text), path
+
+
+def _other_line(line: bytes) -> tuple[bytes, bytes]:
+    """Return digest and path of a line with another digest, a `*` or escapes in it."""
     escaped = line.startswith(b"\\")
     text, _, path = line[escaped:].partition(b" ")
-    if len(text) not in _SIZES or path[:1] not in {b" ", b"*"} or len(path) < 2:
+    if len(text) not in _SIZES or path[:1] not in {b" ", b"*"} or len(path) < 2 or b"\0" in path:
         raise ValueError
-    digest = bytes.fromhex(text.decode("ascii"))
-    if digest.hex().encode() != text or b"\0" in path:
-        raise ValueError
-    return digest, _ESCAPE.sub(_unescape, path[1:]) if escaped else path[1:]
+    return text, _ESCAPE.sub(_unescape, path[1:]) if escaped else path[1:]
 
 
 def _unescape(found: re.Match[bytes]) -> bytes:

@@ -199,12 +199,12 @@ def _globs(table: Table) -> tuple[str, ...]:
 
 def _files(table: Table, lists: Mapping[bytes, bytes]) -> Files:
     """Put the files that are named one by one and those of lists together; without a path they may lie anywhere."""
-    found: dict[bytes, set[bytes] | None] = {}
+    found: Files = {}
     for item in table.tables("file"):
         digest = item.convert("digest", item.take("digest", str), _file_digest)
         path = item.maybe("path", str)
         item.finish()
-        _allow(found, digest, None if path is None else (path.encode(),))
+        _allow(found, digest, None if path is None else [path.encode()])
     for item in table.tables("list"):
         bound = item.take("paths", bool, True)
         name = _list_name(item)
@@ -212,21 +212,18 @@ def _files(table: Table, lists: Mapping[bytes, bytes]) -> Files:
             _allow(found, digest, _absolute(name, paths) if bound else None)
         if len(found) > _MAX_ENTRIES:
             table.fail("list", f"has more than {_MAX_ENTRIES} digests in all")
-    return {digest: _lean(paths) for digest, paths in found.items()}
+    return found
 
 
-def _allow(found: dict[bytes, set[bytes] | None], digest: bytes, paths: Collection[bytes] | None) -> None:
+def _allow(found: Files, digest: bytes, paths: list[bytes] | None) -> None:
+    """Add the paths at which a digest may lie. A few stay a tuple, which takes a quarter of a set's memory."""
     if paths is None:
         found[digest] = None
         return
-    known = found.setdefault(digest, set())
+    known = found.get(digest, ())
     if known is not None:
-        known.update(paths)
-
-
-def _lean(paths: set[bytes] | None) -> Collection[bytes] | None:
-    """Return few paths as a tuple, which takes a quarter of a set's memory."""
-    return tuple(sorted(paths)) if paths is not None and len(paths) <= _FEW else paths
+        every = (*known, *paths)
+        found[digest] = every if len(every) <= _FEW else frozenset(every)
 
 
 def _list_name(table: Table) -> ListName:
