@@ -22,7 +22,7 @@ from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.records import Output
 
 CHILD = Path(__file__).parent.parent / "support" / "engine_child.py"
-AT_START = [point for point in CRASH_POINTS if point != "synced"]
+AT_START = [point for point in CRASH_POINTS if point not in ("synced", "boot-log-on-disk")]
 RUNNING = ["staged", "extended", "quoted", "in-history", "applied", "synced"]
 
 

@@ -18,6 +18,7 @@ import rfc6962
 from tpms import Tpm
 
 from quotary_attest.agent import Agent, World
+from quotary_attest.bootlogs import IMA_LOG, NO_BOOT_LOGS, BootLogSettings
 from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import Store
 from quotary_attest.origin import init_state
@@ -90,12 +91,20 @@ async def start(
     world: World | None = None,
     slept: Callable[[], float] = lambda: 0.0,
     deadline: float = 20.0,
+    boot_logs: BootLogSettings = NO_BOOT_LOGS,
 ) -> Agent:
     """Start an agent over a state folder."""
-    options = TpmOptions(retry=IMPATIENT, suspended=slept, deadline=deadline)
+    options = TpmOptions(
+        retry=IMPATIENT, suspended=slept, deadline=deadline, ima_log=boot_logs.ima or IMA_LOG
+    )
     root = await open_root(read_identity(folder).tpm, tpm.tcti, options)
     return await Agent.start(
-        folder, root=root, workload=workload, resume=resume, world=world or World(sleep=Naps())
+        folder,
+        root=root,
+        workload=workload,
+        resume=resume,
+        world=world or World(sleep=Naps()),
+        boot_logs=boot_logs,
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from quotary_attest.bootlogs import IMA_LOG, BootLogSettings
 from quotary_attest.engine.errors import (
     AgentError,
     Busy,
@@ -41,11 +42,7 @@ from quotary_attest.metrics import NO_METRICS, Metrics
 from quotary_attest.roots import Root
 from quotary_attest.serving.aliases import alias_secret_of
 from quotary_attest.serving.attester import STATEMENT_ID
-from quotary_attest.state import (
-    HostIdentity,
-    StateFolder,
-    read_identity,
-)
+from quotary_attest.state import HostIdentity, StateFolder, read_identity
 from quotary_attest.workload import Workload
 from quotary_verifier.wire.bindings import request_commitment
 from quotary_verifier.wire.declaration import Declaration
@@ -66,16 +63,19 @@ class Agent:
         world: World | None = None,
         max_queue: int = MAX_QUEUE,
         metrics: Metrics = NO_METRICS,
+        boot_logs: BootLogSettings | None = None,
     ) -> None:
         """Describe an agent for the origin in `folder`; `open` starts it.
 
         `tpm` is a TSS string, used where no open `root` is given; the agent closes either. `resume` is the
-        operator's word that a chain PCR which somebody else extended is no reason to stop.
+        operator's word that a chain PCR which somebody else extended is no reason to stop. `boot_logs` says which
+        logs of the boot commits name, by default the kernel's; a `root` that is given follows an IMA log of its own.
         """
         self._folder, self._tpm, self._root = folder, tpm, root
         self._workload, self._resume = workload or Workload(), resume
         self._world, self._max_queue = world or World(), max_queue
         self._metrics = metrics
+        self._boot_logs = boot_logs or BootLogSettings()
         self._parts: tuple[Host, Engine, Stored] | None = None
         self._closed = False
 
@@ -89,9 +89,18 @@ class Agent:
         resume: bool = False,
         world: World | None = None,
         max_queue: int = MAX_QUEUE,
+        boot_logs: BootLogSettings | None = None,
     ) -> Agent:
         """Return an agent that runs already, on an open root. Arguments as for the class, errors as for `open`."""
-        agent = cls(folder, root=root, workload=workload, resume=resume, world=world, max_queue=max_queue)
+        agent = cls(
+            folder,
+            root=root,
+            workload=workload,
+            resume=resume,
+            world=world,
+            max_queue=max_queue,
+            boot_logs=boot_logs,
+        )
         await agent.open()
         return agent
 
@@ -125,10 +134,10 @@ class Agent:
             state = StateFolder(self._folder)
             identity = read_identity(self._folder)
             if root is None:
-                root = await _reach(identity, self._tpm)
+                root = await _reach(identity, self._tpm, self._boot_logs)
             check_root(identity, root)
             store = await asyncio.to_thread(Store.open, state.log)
-            return Host(state, identity, store, root, self._world, self._metrics)
+            return Host(state, identity, store, root, self._world, self._metrics, self._boot_logs)
         except BaseException:
             if state is not None:
                 state.close()
@@ -363,20 +372,22 @@ class Agent:
             "epochs": engine.epochs.generation,
             "starts": host.state.read_starts(),
             "certificate_expiry": host.certificate_expiry,
+            "boot_logs": host.boot_logs.status(),
         }
 
 
-async def _reach(identity: HostIdentity, tpm: str) -> Root:
+async def _reach(identity: HostIdentity, tpm: str, logs: BootLogSettings) -> Root:
     """Open the root on a TPM. The import is late: what needs no TPM has none of its libraries."""
-    from quotary_attest.tpm.root import open_root
+    from quotary_attest.tpm.root import TpmOptions, open_root
 
-    return await open_root(identity.tpm, tpm)
+    return await open_root(identity.tpm, tpm, TpmOptions(ima_log=logs.ima or IMA_LOG))
 
 
 __all__ = [
     "CRASH_POINTS",
     "Agent",
     "AgentError",
+    "BootLogSettings",
     "Busy",
     "Delivered",
     "NewOutput",

@@ -262,7 +262,7 @@ def _swap_journals(folder: Path) -> None:
 
 def _newer_schema(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "records.sqlite")) as database:
-        database.execute("PRAGMA user_version = 3")
+        database.execute("PRAGMA user_version = 4")
 
 
 def _unreadable_commit(folder: Path) -> None:

@@ -2,14 +2,15 @@
 """Attestations put together from parts (docs/spec/attestation.md).
 
 A commit of thousands of outputs has one note and one set of supports; so everything that its attestations share
-is encoded once, and each is a join of five byte strings. A test shows that the result is, byte for byte, what
+is encoded once, and each is a join of a few byte strings. A test shows that the result is, byte for byte, what
 `quotary_verifier.wire.attestation.Attestation.encode` writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final
 
 from quotary_attest.roots import Quote
@@ -24,6 +25,7 @@ _BYTES: Final = 0x40
 _HEAD: Final = bytes((0, KIND_ATTESTATION, 1, 1, 2))
 _REQUEST_KEY: Final = bytes((8, 0x58, 32))
 _FIELDS: Final = 8
+_NO_LOGS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 
 def head_of(major: int, value: int) -> bytes:
@@ -42,19 +44,18 @@ def head_of(major: int, value: int) -> bytes:
 class Template:
     """What all attestations of an origin begin with and have in the middle."""
 
-    __slots__ = ("_middle", "_starts")
+    __slots__ = ("_middle",)
 
     def __init__(self, genesis_record: bytes) -> None:
-        self._starts = [bytes((_MAP | _FIELDS + with_key,)) + _HEAD for with_key in (0, 1)]
         self._middle = b"\x03" + head_of(_BYTES, len(genesis_record)) + genesis_record + b"\x04"
 
     def parts(
         self, record: bytes, index: int, path: bytes, event: int | None, request_key: bytes | None
     ) -> tuple[bytes, int | None, bytes]:
-        """Return what is this leaf's own, for `Sealed.join`: beginning, cited event, end."""
+        """Return what is this leaf's own, for `Sealed.join`: what begins behind the head, cited event, end."""
         begin = b"".join(
             (
-                self._starts[request_key is not None],
+                _HEAD,
                 head_of(_BYTES, len(record)),
                 record,
                 self._middle,
@@ -105,10 +106,16 @@ class WorkloadView:
 class Sealed:
     """What the attestations of one commit share: the note and the supports (one TPM support, and no other yet)."""
 
-    __slots__ = ("_ends", "_note", "_support", "_view")
+    __slots__ = ("_ends", "_logs", "_maps", "_note", "_support", "_view")
 
-    def __init__(self, note: bytes, support: TpmSupport, view: WorkloadView) -> None:
-        """`support` has everything but the workload log, which depends on what each record cites."""
+    def __init__(
+        self, note: bytes, support: TpmSupport, view: WorkloadView, logs: Mapping[str, bytes] = _NO_LOGS
+    ) -> None:
+        """`support` has everything but the workload log, which depends on what each record cites; `logs` are the boot
+        logs, by name."""
+        fields = _FIELDS + bool(logs)
+        self._maps = (bytes((_MAP | fields,)), bytes((_MAP | fields + 1,)))
+        self._logs = b"\x09" + cbor.encode(dict(logs)) if logs else b""
         self._note = b"\x06" + head_of(_BYTES, len(note)) + note + b"\x07"
         self._support = support
         self._view = view
@@ -121,7 +128,7 @@ class Sealed:
         if shared is None:
             support = replace(self._support, workload_log=self._view.reveal(event))
             shared = self._ends[event] = self._note + cbor.encode([support.fields()])
-        return b"".join((begin, shared, end))
+        return b"".join((self._maps[bool(end)], begin, shared, end, self._logs))
 
 
 def support_of(

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from quotary_attest.engine.assemble import Sealed, support_of
+from quotary_attest.engine.bootlogs import Named
 from quotary_attest.engine.epochs import Epochs
 from quotary_attest.engine.host import Host
 from quotary_attest.engine.outputs import Leaves
@@ -170,7 +171,8 @@ class Committer:
         self.staged = None
         self.unapplied.append(plan)
         self.position = Position(batch.digest, boot, chain_extend(batch.before, batch.digest))
-        return Made(Sealed(commit.note, support, self.epochs.current.view), steps.seconds)
+        logs = self.host.carried(commit.boot_logs)
+        return Made(Sealed(commit.note, support, self.epochs.current.view, logs), steps.seconds)
 
     async def apply(self) -> None:
         """Update tree and records with all that is in the history."""
@@ -193,7 +195,7 @@ class Committer:
     def record(self, plan: Plan, quote: Quote) -> tuple[Commit, TpmSupport]:
         """Put a commit into the history, durable. Raises as `_check`, and StoreError."""
         self._check(plan, quote)
-        commit, support = self._commit_of(plan.batch, quote)
+        commit, support = self._commit_of(plan.batch, quote, self.host.boot_logs.named(quote))
         self.host.store.commit(commit, plan.batch, plan.growth)
         return commit, support
 
@@ -215,7 +217,7 @@ class Committer:
             if quote.pcrs[pcr] != expected:
                 raise ForeignExtend(pcr, expected, quote.pcrs[pcr])
 
-    def _commit_of(self, batch: StagedBatch, quote: Quote) -> tuple[Commit, TpmSupport]:
+    def _commit_of(self, batch: StagedBatch, quote: Quote, logs: Named) -> tuple[Commit, TpmSupport]:
         host = self.host
         identifier = host.root.identifier
         line = HardwareLine(identifier, batch.first, quote.evidence)
@@ -227,7 +229,7 @@ class Committer:
         support = support_of(identifier, quote, batch.before, host.own_pcrs, host.certificates)
         blob = self.epochs.current.blob
         stored = CommitSupport(identifier, support.pcrs, batch.before, host.certificate_names, blob)
-        return Commit(batch.first, note, (stored,)), support
+        return Commit(batch.first, note, (stored,), logs), support
 
 
 class _Steps(CommitSteps):

@@ -14,6 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nacl.signing import SigningKey
 
+from quotary_attest.bootlogs import NO_BOOT_LOGS, BootLogSettings
+from quotary_attest.engine.bootlogs import BootLogs, Named
 from quotary_attest.engine.outputs import Random, RandomPool, wall_clock
 from quotary_attest.log.store import Store
 from quotary_attest.metrics import NO_METRICS, Metrics
@@ -59,6 +61,7 @@ CRASH_POINTS = (
     "staged",  # records and intended note are on disk
     "extended",  # the chain PCR has been extended, nothing quoted
     "quoted",  # the quote is in memory only
+    "boot-log-on-disk",  # what the commit names first of a boot log is stored; only where a log has grown
     "in-history",  # the commit is in the history, nobody has been answered
     "applied",  # tree and records are updated
     "synced",  # and fsynced; the journal is gone
@@ -96,6 +99,7 @@ class Host:
         root: Root,
         world: World,
         metrics: Metrics = NO_METRICS,
+        boot_logs: BootLogSettings = NO_BOOT_LOGS,
     ) -> None:
         tpm = identity.genesis.tpm
         if tpm is None:
@@ -113,6 +117,8 @@ class Host:
         self.root = root
         self.world = world
         self.metrics = metrics
+        self._carries = boot_logs.carried
+        self.boot_logs = BootLogs(boot_logs, store, (tpm.chain_pcr, tpm.workload_pcr), world.crash)
         self.files = FileThread("files")
         self.background = FileThread("records")
         self.certificates: tuple[bytes, ...] = ()
@@ -123,6 +129,10 @@ class Host:
     def own_pcrs(self) -> tuple[int, int]:
         """Chain PCR and workload PCR."""
         return self.tpm.chain_pcr, self.tpm.workload_pcr
+
+    def carried(self, logs: Named) -> dict[str, bytes]:
+        """Return what the attestations of a commit carry of the boot logs that it names: their digests."""
+        return {name: digest for name, (digest, _) in logs.items()} if self._carries else {}
 
     async def load_certificates(self) -> None:
         """Read the installed certificate path and store its blobs.

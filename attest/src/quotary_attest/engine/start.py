@@ -70,6 +70,7 @@ class Starter:
         host = self.host
         self._begun, self._workload, self._resume = False, workload, resume
         await self._check_counter()
+        await host.files.run(host.boot_logs.begin)
         platform = await host.root.platform()
         last = await host.files.run(lambda: last_position(host))
         staged = await host.files.run(host.store.staged)

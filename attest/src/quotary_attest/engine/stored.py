@@ -63,7 +63,9 @@ class Stored:
         if parts.index < parts.commit.first:
             raise UnknownOutput("the host stopped before it could commit this record: no quote speaks for it")
         (stored,) = parts.commit.commit.supports
-        sealed = Sealed(parts.commit.commit.note, self._support(stored), self._view(stored.workload_log))
+        commit = parts.commit.commit
+        logs = self._host.carried(commit.boot_logs)
+        sealed = Sealed(commit.note, self._support(stored), self._view(stored.workload_log), logs)
         own = self._template.parts(parts.record, parts.index, parts.path, event, parts.request_key)
         return sealed.join(own)
 

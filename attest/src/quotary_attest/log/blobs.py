@@ -16,11 +16,16 @@ from typing import Final
 
 from quotary_attest.log.durable import make_folder, read_file, replace_file
 from quotary_attest.log.errors import DamagedError, NotFound
-from quotary_verifier.wire.limits import MAX_BOOT_LOG, MAX_EVENT, MAX_EVENTS, MAX_NOTE
+from quotary_verifier.wire.limits import MAX_EVENT, MAX_EVENTS, MAX_NAMED_BOOT_LOG, MAX_NOTE
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
-_MAX_BLOB: Final = max(MAX_BOOT_LOG, MAX_EVENT * MAX_EVENTS)
+_MAX_BLOB: Final = max(MAX_NAMED_BOOT_LOG, MAX_EVENT * MAX_EVENTS)
+
+
+def is_blob_name(name: str) -> bool:
+    """Tell whether a text is a SHA-256 as blobs are named by it."""
+    return _HEX.fullmatch(name) is not None
 
 
 class Blobs:
@@ -59,6 +64,10 @@ class Blobs:
         if sha256(data).hexdigest() != name:
             raise DamagedError(f"blob {name} does not have the bytes that its name says")
         return data
+
+    def has(self, digest: bytes) -> bool:
+        """Tell whether a blob of this SHA-256 is stored."""
+        return self._path(digest.hex()).exists()
 
     def names(self) -> Iterator[str]:
         """Yield the name of every blob."""

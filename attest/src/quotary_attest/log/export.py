@@ -41,11 +41,14 @@ def export(store: Store, target: Path) -> int:
 
 
 def _immutable(store: Store, size: int) -> Iterator[str]:
-    """Yield the paths of the tiles and bundles of the tree of `size` leaves, and of all blobs."""
+    """Yield the paths of the tiles and bundles of the tree of `size` leaves, of all blobs, and of the longest part
+    of each boot log that a commit named."""
     for tiles in (grown_tiles(0, size), grown_bundles(0, size)):
         for tile in tiles:
             yield tile.path
     for name in store.blob_names():
+        yield f"blob/{name}"
+    for name in store.longest_boot_logs():  # what shorter prefixes are named, anybody can compute from these
         yield f"blob/{name}"
 
 

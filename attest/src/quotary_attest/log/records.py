@@ -5,27 +5,35 @@ Write-ahead log, one connection that writes and one that reads, so that a reader
 transaction is not fsynced as such; `sync` makes all of them durable together, with the number of leaves up to
 which nothing needs a journal any more. A table of spans, one row a batch, finds old records without an index on
 time. Ids are indexed but not unique: if a caller ever reused one, the first output keeps it. An engine may well
-reuse the ids of its own that aliases come from: such an alias means the newest output.
+reuse the ids of its own that aliases come from: such an alias means the newest output. A table beside them finds the
+prefixes of boot logs that commits named.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, repeat
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from quotary_attest.log.durable import fsync_folder, open_file
 from quotary_attest.log.errors import DamagedError, NotFound, StorageFailed, StorageFull
 from quotary_attest.log.journal import StagedBatch
 
-_SCHEMA_VERSION: Final = 2
-_SCHEMA: Final = """
+_SCHEMA_VERSION: Final = 3
+_PREFIXES: Final = """
+CREATE TABLE prefix (digest BLOB NOT NULL, file TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (digest, file))
+WITHOUT ROWID;
+"""
+_WITHOUT_PREFIXES: Final = 2
+"""The version of databases of agents that named no boot logs."""
+_SCHEMA: Final = (
+    """
 CREATE TABLE output (idx INTEGER PRIMARY KEY, id BLOB, time INTEGER NOT NULL, record BLOB NOT NULL,
                      request_key BLOB, alias BLOB);
 CREATE INDEX output_id ON output (id) WHERE id IS NOT NULL;
@@ -34,6 +42,8 @@ CREATE TABLE span (start INTEGER PRIMARY KEY, size INTEGER NOT NULL, oldest INTE
                    newest INTEGER NOT NULL);
 CREATE TABLE state (durable INTEGER NOT NULL);
 """
+    + _PREFIXES
+)
 _WAL_LIMIT: Final = 64 << 20
 _CACHE_KIB: Final = 8192
 _BY_ID: Final = "SELECT idx, time, record, request_key FROM output WHERE id = ? ORDER BY idx LIMIT 1"
@@ -43,7 +53,17 @@ _PUBLIC: Final = (
     " WHERE alias = ? AND id IS NULL ORDER BY idx DESC LIMIT 1"
 )
 _BY_INDEX: Final = "SELECT idx, time, record, request_key FROM output WHERE idx = ?"
+_NAME_PREFIX: Final = "INSERT OR IGNORE INTO prefix VALUES (?, ?, ?)"
+_LONGEST: Final = "SELECT max(size), digest, file FROM prefix GROUP BY file ORDER BY file"
 _BETWEEN: Final = "SELECT idx, time, record, request_key FROM output WHERE idx >= ? AND idx < ? ORDER BY idx"
+
+
+class Prefix(NamedTuple):
+    """A part of a boot log that a commit named: its SHA-256, the file in `boot/`, and how many of its first bytes."""
+
+    digest: bytes
+    file: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +104,8 @@ class Records:
         (version,) = run("PRAGMA user_version").fetchone()
         if version == 0:
             self._writer.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT")
+        elif version == _WITHOUT_PREFIXES:
+            self._writer.executescript(f"BEGIN; {_PREFIXES} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT")
         elif version != _SCHEMA_VERSION:
             raise DamagedError(f"records.sqlite has version {version}, this agent knows {_SCHEMA_VERSION}")
 
@@ -93,8 +115,11 @@ class Records:
         row = self._one("SELECT durable FROM state")
         return None if row is None else int(row[0])
 
-    def insert(self, batch: StagedBatch) -> None:
-        """Insert the rows of a batch in one transaction; rows of the same leaves are replaced. Not fsynced."""
+    def insert(self, batch: StagedBatch, prefixes: Sequence[Prefix] = ()) -> None:
+        """Insert the rows of a batch in one transaction; rows of the same leaves are replaced. Not fsynced.
+
+        `prefixes` are those parts of boot logs that its commit is the first to name.
+        """
         rows = zip(
             count(batch.start),
             batch.output_ids,
@@ -108,6 +133,26 @@ class Records:
         with self._typed("write"), self._transaction() as run:
             self._writer.executemany("INSERT OR REPLACE INTO output VALUES (?, ?, ?, ?, ?, ?)", rows)
             run("INSERT OR REPLACE INTO span VALUES (?, ?, ?, ?)", span)
+            if prefixes:
+                self._writer.executemany(_NAME_PREFIX, prefixes)
+
+    def insert_prefixes(self, prefixes: Sequence[Prefix]) -> None:
+        """Insert parts of boot logs that earlier commits named. Not fsynced."""
+        with self._typed("write"), self._transaction():
+            self._writer.executemany(_NAME_PREFIX, prefixes)
+
+    def prefix(self, digest: bytes) -> Prefix:
+        """Return where the part of a boot log with this SHA-256 is. Raises NotFound where no commit named one."""
+        row = self._one("SELECT digest, file, size FROM prefix WHERE digest = ? LIMIT 1", digest)
+        if row is None:
+            raise NotFound("no commit named such a part of a boot log")
+        return Prefix(*row)
+
+    def longest_prefixes(self) -> list[Prefix]:
+        """Return the longest part of each boot log that a commit named."""
+        with self._typed("read"), self._reading:
+            rows = self._reader.execute(_LONGEST).fetchall()
+        return [Prefix(digest, file, size) for size, digest, file in rows]
 
     def sync(self, durable: int) -> None:
         """Make every row durable and record with them that `durable` leaves need no journal any more."""

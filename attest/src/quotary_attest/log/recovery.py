@@ -8,16 +8,18 @@ everything is synced and the journals of committed batches go. A batch at the en
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
 from quotary_attest.log.blobs import Blobs
-from quotary_attest.log.errors import DamagedError
+from quotary_attest.log.errors import DamagedError, NotFound
+from quotary_attest.log.growing import GrowingLogs
 from quotary_attest.log.hashes import HashTree
 from quotary_attest.log.history import History
 from quotary_attest.log.journal import Journal, StagedBatch
-from quotary_attest.log.records import Records
+from quotary_attest.log.records import Prefix, Records
 from quotary_attest.log.tree import tree_root
 from quotary_verifier.errors import QuotaryError
 from quotary_verifier.tlog.checkpoint import parse_checkpoint
@@ -43,7 +45,12 @@ def put_public_records(blobs: Blobs, batch: StagedBatch) -> None:
 
 
 def recover(
-    journal: Journal, history: History, tree: HashTree, records: Records, blobs: Blobs
+    journal: Journal,
+    history: History,
+    tree: HashTree,
+    records: Records,
+    blobs: Blobs,
+    growing: GrowingLogs,
 ) -> tuple[RecoveryReport, int]:
     """Bring all files to the last commit and return what was mended, and the number of durable leaves.
 
@@ -56,6 +63,7 @@ def recover(
     notes = history.recover(max(durable or 0, *starts[-1:], 0))
     size = history.entry(history.count - 1).size if history.count else 0
     if durable is None:
+        _name_again(history, records, blobs, growing)
         durable = min([*starts[:1], size])
         if durable:
             notes.append(
@@ -70,7 +78,7 @@ def recover(
             raise DamagedError(f"leaf {position} was committed and is neither in the log nor in a journal")
         tree.entries.write(position, batch.entries())
         put_public_records(blobs, batch)
-        records.insert(batch)
+        records.insert(batch, prefixes_of(_commit_at(history, position), blobs, growing))
         position = batch.size
     tree.rebuild(good, size)
     if size:
@@ -82,6 +90,38 @@ def recover(
     if position > good:
         notes.append(f"restored {position - good} leaves from the journal")
     return RecoveryReport(tuple(notes), position - good), size
+
+
+def prefixes_of(commit: Commit, blobs: Blobs, growing: GrowingLogs) -> list[Prefix]:
+    """Return the parts of boot logs that a commit names, found by their bytes; what is stored whole is a blob."""
+    found = []
+    for digest, size in commit.boot_logs.values():
+        if not blobs.has(digest):
+            with suppress(
+                NotFound
+            ):  # whoever asks for it is told that it is gone; nothing else depends on it
+                found.append(Prefix(digest, growing.find(digest, size), size))
+    return found
+
+
+def _commit_at(history: History, index: int) -> Commit:
+    number = history.find(index, history.count)
+    try:
+        return Commit.decode(history.read(number))
+    except QuotaryError as error:
+        raise DamagedError(f"commit {number} of the history is not readable: {error}") from error
+
+
+def _name_again(history: History, records: Records, blobs: Blobs, growing: GrowingLogs) -> None:
+    """Fill the table of prefixes anew from the history, where the database was lost."""
+    if not growing.names():
+        return
+    last: object = None
+    for number in range(history.count):
+        commit = _commit_at(history, history.entry(number).start)
+        if commit.boot_logs != last:
+            records.insert_prefixes(prefixes_of(commit, blobs, growing))
+            last = commit.boot_logs
 
 
 def _fill_entries(tree: HashTree, records: Records, good: int) -> list[str]:

@@ -7,6 +7,7 @@ found. A tile is served if and only if the published tree has all of its hashes,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from quotary_attest.log.blobs import Blobs
@@ -33,8 +34,15 @@ class Published:
     note: bytes
 
 
-def serve(path: str, published: Published, tree: HashTree, history: History, blobs: Blobs) -> bytes:
-    """Return what stands at `path`. Raises NotFound where nothing does."""
+def serve(
+    path: str,
+    published: Published,
+    tree: HashTree,
+    history: History,
+    blobs: Blobs,
+    prefix: Callable[[str], bytes],
+) -> bytes:
+    """Return what stands at `path`; `prefix` has the blobs that are parts of boot logs. Raises NotFound."""
     head, _, rest = path.partition("/")
     try:
         if path == "checkpoint" and published.note:
@@ -46,7 +54,10 @@ def serve(path: str, published: Published, tree: HashTree, history: History, blo
     except MalformedError as error:
         raise NotFound(str(error)) from error
     if head == "blob":
-        return blobs.get(rest)
+        try:
+            return blobs.get(rest)
+        except NotFound:
+            return prefix(rest)
     if head == "cosigned":
         return blobs.cosigned(rest)
     raise NotFound("nothing is published at this path")

@@ -24,13 +24,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quotary_attest.log.blobs import Blobs
+from quotary_attest.log.blobs import Blobs, is_blob_name
 from quotary_attest.log.durable import make_folder
 from quotary_attest.log.errors import DamagedError, NotFound, StorageFailed
+from quotary_attest.log.growing import GrowingLogs
 from quotary_attest.log.hashes import HashTree
 from quotary_attest.log.history import History
 from quotary_attest.log.journal import Journal, StagedBatch
-from quotary_attest.log.records import Records, StoredRecord
+from quotary_attest.log.records import Prefix, Records, StoredRecord
 from quotary_attest.log.recovery import RecoveryReport, put_public_records, recover
 from quotary_attest.log.serving import Published, serve
 from quotary_attest.log.tree import (
@@ -84,8 +85,10 @@ class Store:
             self._records = Records(folder / "records.sqlite")
             opened.callback(self._records.close)
             self._blobs = Blobs(folder)
+            self._growing = GrowingLogs(folder / "boot")
+            self._named: dict[bytes, Prefix] = {}
             self._report, self._durable = recover(
-                self._journal, self._history, self._tree, self._records, self._blobs
+                self._journal, self._history, self._tree, self._records, self._blobs, self._growing
             )
             self._load()
             self._opened = opened.pop_all()
@@ -206,7 +209,10 @@ class Store:
         with self._writing():
             self._tree.append(entries, growth)
             put_public_records(self._blobs, batch)
-            self._records.insert(batch)
+            named = [digest for digest, _ in stored.commit.boot_logs.values() if digest in self._named]
+            self._records.insert(batch, [self._named[digest] for digest in named])
+        for digest in named:
+            del self._named[digest]
         self._waiting.popleft()
         self._published = Published(stored.size, stored.number + 1, stored.commit.note)
 
@@ -327,7 +333,7 @@ class Store:
         Paths are `checkpoint`, `tile/…`, `history/…`, `blob/…` and `cosigned/…`. Raises NotFound for anything
         else, and for what does not exist yet.
         """
-        return serve(path, self._published, self._tree, self._history, self._blobs)
+        return serve(path, self._published, self._tree, self._history, self._blobs, self._prefix)
 
     def put_blob(self, data: bytes) -> bytes:
         """Store a blob, durable, and return its SHA-256. Call it before the commit that names it."""
@@ -335,7 +341,45 @@ class Store:
 
     def blob(self, digest: bytes) -> bytes:
         """Return the blob of a SHA-256. Raises NotFound."""
-        return self._blobs.get(digest.hex())
+        try:
+            return self._blobs.get(digest.hex())
+        except NotFound:
+            return self._prefix(digest.hex())
+
+    def _prefix(self, name: str) -> bytes:
+        """Return the part of a boot log that a commit named. Raises NotFound, DamagedError."""
+        if not is_blob_name(name):
+            raise NotFound(f"there is no blob {name[:80]}")
+        digest = bytes.fromhex(name)
+        found = self._named.get(digest) or self._records.prefix(digest)
+        return self._growing.read(found.file, found.size, digest)
+
+    # -- logs that grow
+
+    def boot_log(self, boot: int, name: str) -> Prefix | None:
+        """Return the newest file of a log in a boot, as far as commits named it; None where there is none."""
+        file = self._growing.newest(boot, name)
+        named = [prefix for prefix in self._records.longest_prefixes() if prefix.file == file]
+        return named[0] if named else None
+
+    def new_boot_log(self, boot: int, name: str) -> str:
+        """Return the name of a file for a log of a boot that has begun anew."""
+        return self._growing.next(boot, name)
+
+    def grow(self, file: str, data: bytes, offset: int, digest: bytes) -> None:
+        """Append to a boot log, durable, and let the next commits name all of it by `digest`, its SHA-256.
+
+        What stands behind `offset` was never named, and is written over. For the thread that commits.
+        Raises StorageFull or StorageFailed.
+        """
+        if data:
+            with self._writing():
+                self._growing.append(file, data, offset)
+        self._named[digest] = Prefix(digest, file, offset + len(data))
+
+    def longest_boot_logs(self) -> list[str]:
+        """Return the SHA-256 of the longest part that a commit named of each boot log that grows, in hexadecimal."""
+        return [prefix.digest.hex() for prefix in self._records.longest_prefixes()]
 
     def blob_names(self) -> Iterator[str]:
         """Yield the name of every blob, 64 hexadecimal digits."""

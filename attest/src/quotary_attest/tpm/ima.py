@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from quotary_attest.bootlogs import IMA_LOG
 from quotary_attest.growing import GrowingFile
 from quotary_attest.roots import QUOTED_PCRS, LogPrefix
 from quotary_verifier.errors import MalformedError
@@ -24,7 +25,7 @@ from quotary_verifier.wire.bindings import ZERO
 from quotary_verifier.wire.limits import MAX_NAMED_BOOT_LOG
 from quotary_verifier.wire.tpm_algorithms import ALG_SHA256, HASH_SIZES
 
-DEFAULT_LOG: Final = Path("/sys/kernel/security/ima/binary_runtime_measurements")
+DEFAULT_LOG: Final = IMA_LOG
 
 _FIRST: Final = 4096
 _MOST: Final = 1 << 30
