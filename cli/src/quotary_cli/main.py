@@ -17,6 +17,7 @@ from quotary_cli.output import ExitCode, Failure, print_failure, wants_json
 _COMMANDS = {
     "verify": ("quotary_cli.verify", "verify", "Verify outputs against their attestations and a policy."),
     "inspect": ("quotary_cli.inspect", "inspect", "Show what a file holds, without verifying it."),
+    "audit": ("quotary_cli.audit", "audit", "Audit a host's whole history against a policy."),
     "policy": ("quotary_cli.policy", "policy", "Make, check, compare and sign what you accept."),
     "agent": ("quotary_cli.agent", "agent", "Run the signing agent of an inference host."),
     "log": ("quotary_cli.log", "log", "Take a host's published log along, and look into it."),

@@ -181,8 +181,8 @@ class Period:
     """A stretch in which platform, workload and what the policy says of them stayed the same.
 
     `status` is accepted, rejected, warned or could-not; `findings` are (rule, severity, message) of what the policy
-    found, `reference` the name of the reference set that fitted. `pcrs` are the quoted values that are not zero, but for
-    chain and workload PCR. `workload_epoch` is -1 where no workload log stands in force.
+    found, `reference` the name of the reference set that fitted. `pcrs` are the quoted values that are not zero, but
+    for chain and workload PCR. `workload_epoch` is -1 where no workload log stands in force.
     """
 
     boot: int
@@ -196,6 +196,7 @@ class Period:
     workload_epoch: int
     engine: str | None
     models: tuple[AuditedModel, ...]
+    tolerances: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the object as it stands in the report."""
@@ -214,6 +215,7 @@ class Period:
             "workload_epoch": self.workload_epoch,
             "engine": self.engine,
             "models": [model.as_json() for model in self.models],
+            "tolerances": list(self.tolerances),
         }
 
 

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attest audit`: check the whole of a host's history against a policy (docs/spec/audit.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quotary_cli.auditing import Wanted, audit_source
+from quotary_cli.moments import parse_time
+from quotary_cli.output import print_json
+from quotary_cli.policyfile import PolicyFile, policy_options
+
+
+@click.command()
+@click.argument("source", metavar="SOURCE")
+@policy_options
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path, exists=True),
+    help="Attestations and records to look for in the log: a folder, or one file.",
+)
+@click.option(
+    "--resume",
+    "state",
+    metavar="STATE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the audit's state in this file, and go on from it: after a stop, or when the log has grown.",
+)
+@click.option(
+    "--at", metavar="TIME", help="Judge as of this time (RFC 3339 or seconds since 1970; default: now)."
+)
+@click.option("--jobs", metavar="N", type=click.IntRange(1, 64), help="Processes that share the work.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def audit(
+    source: str,
+    policy: PolicyFile,
+    records: Path | None,
+    state: Path | None,
+    at: str | None,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
+    """Audit the whole history of the host whose log is at SOURCE: a URL, unix:SOCKET, a folder or an archive.
+
+    Every entry, tile, checkpoint, quote and link of the chain is checked, every boot's logs are replayed, and the
+    policy is applied to every period. Gaps and what nobody can know are shown.
+    """
+    moment = parse_time(at)
+    rules = policy.read(moment)
+    report = audit_source(Wanted(source, rules, moment, records, state, jobs, progress=not as_json))
+    if as_json:
+        print_json(report.as_json())
+    return report.exit_code

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who hashes and checks for an audit: this process, or some that share the work (docs/spec/audit.md)."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import AbstractContextManager
+from itertools import islice
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from quotary_cli.logsource import LogSource, SourceFailed, SourceMissing, SourceTooLarge, open_source
+from quotary_cli.output import ExitCode, Failure
+from quotary_verifier.audit.commits import CheckedFile, CommitChecker, CommitsJob
+from quotary_verifier.audit.reading import Absent, Read
+from quotary_verifier.audit.subtrees import Subtree, SubtreeJob, hash_subtree
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.recipe.platform import read_host
+
+_AHEAD: Final = 2
+"""Jobs for each process that are on their way or wait to be taken up; with it memory is bounded."""
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+
+def reading(source: LogSource) -> Read:
+    """Return how an audit reads a source: what is missing or too long is a finding, and no failure."""
+
+    def read(path: str, most: int) -> bytes:
+        try:
+            return source.read(path, most)
+        except SourceMissing:
+            raise Absent(path) from None
+        except SourceTooLarge:
+            raise MalformedError(f"it has more than the {most} bytes that may stand there") from None
+        except SourceFailed as error:
+            if error.code is ExitCode.REJECTED:
+                raise MalformedError(str(error)) from None
+            raise
+
+    return read
+
+
+class OwnProcess(AbstractContextManager["OwnProcess"]):
+    """Does every job where it is asked for."""
+
+    def __init__(self, checker: CommitChecker, read: Read, wanted: frozenset[bytes]) -> None:
+        self._checker, self._read, self._wanted = checker, read, wanted
+
+    def commits(self, jobs: Iterable[CommitsJob]) -> Iterator[CheckedFile]:
+        """Check history files, one after the other."""
+        return map(self._checker.file, jobs)
+
+    def subtrees(self, jobs: Iterable[SubtreeJob]) -> Iterator[Subtree]:
+        """Hash subtrees, one after the other."""
+        return (hash_subtree(self._read, job, self._wanted) for job in jobs)
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+
+class Processes(AbstractContextManager["Processes"]):
+    """Some processes, each with its own access to the source, that do jobs in any order and give them back in order."""
+
+    def __init__(self, source: str, genesis: bytes, wanted: frozenset[bytes], count: int) -> None:
+        self._count = count
+        # A fresh interpreter each: a fork would take along connections and locks of this one.
+        self._pool = ProcessPoolExecutor(
+            count, mp_context=get_context("spawn"), initializer=_begin, initargs=(source, genesis, wanted)
+        )
+
+    def commits(self, jobs: Iterable[CommitsJob]) -> Iterator[CheckedFile]:
+        """Check history files."""
+        return self._in_order(_commits, jobs)
+
+    def subtrees(self, jobs: Iterable[SubtreeJob]) -> Iterator[Subtree]:
+        """Hash subtrees."""
+        return self._in_order(_subtree, jobs)
+
+    def _in_order(self, function: Callable[[J], R | _Failed], jobs: Iterable[J]) -> Iterator[R]:
+        waiting: deque[Future[R | _Failed]] = deque()
+        upcoming = iter(jobs)
+        waiting.extend(self._pool.submit(function, job) for job in islice(upcoming, _AHEAD * self._count))
+        while waiting:
+            result = waiting.popleft().result()
+            if isinstance(result, _Failed):
+                raise result.failure()
+            for job in islice(upcoming, 1):
+                waiting.append(self._pool.submit(function, job))
+            yield result
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Failed:
+    """A failure on its way between processes: one as an exception does not survive it."""
+
+    def __init__(self, failure: Failure) -> None:
+        self._parts: tuple[Any, ...] = (str(failure), failure.code, failure.hint)
+
+    def failure(self) -> Failure:
+        """Return it as it was raised."""
+        message, code, hint = self._parts
+        return Failure(message, code=code, hint=hint)
+
+
+_worker: OwnProcess | None = None
+
+
+def _begin(source: str, genesis: bytes, wanted: frozenset[bytes]) -> None:
+    """Make this process one of the workers."""
+    global _worker  # noqa: PLW0603 - a process of a pool has nowhere else to keep what its jobs share
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    read = reading(open_source(source))
+    _worker = OwnProcess(CommitChecker(read_host(genesis), read), read, wanted)
+
+
+def _commits(job: CommitsJob) -> CheckedFile | _Failed:
+    return _one(lambda worker: next(worker.commits((job,))))
+
+
+def _subtree(job: SubtreeJob) -> Subtree | _Failed:
+    return _one(lambda worker: next(worker.subtrees((job,))))
+
+
+def _one(function: Callable[[OwnProcess], R]) -> R | _Failed:
+    assert _worker is not None
+    try:
+        return function(_worker)
+    except Failure as failure:
+        return _Failed(failure)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closing a boot: its logs are replayed, and the policy is applied to each of its periods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quotary_verifier.audit.appraise import COULD_NOT, FAIL, Appraised, Appraiser
+from quotary_verifier.audit.bootlogs import ReplayedLogs, replay_logs
+from quotary_verifier.audit.boots import OpenBoot, OpenPeriod
+from quotary_verifier.audit.findings import Code, Place, Severity
+from quotary_verifier.audit.reading import Absent, Blobs
+from quotary_verifier.audit.report import AuditedBoot, Period, Span
+from quotary_verifier.audit.sink import Sink
+from quotary_verifier.audit.witnessing import WitnessFold
+from quotary_verifier.audit.workloads import Workloads
+from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.logs.workload import WorkloadLog
+from quotary_verifier.wire.frozen import frozen
+
+_SEVERITIES = {FAIL: Severity.POLICY, COULD_NOT: Severity.COULD_NOT}
+
+
+@frozen
+class ClosedBoot:
+    """A boot and its periods as they stand in the report."""
+
+    boot: AuditedBoot
+    periods: tuple[Period, ...]
+
+
+class BootCloser:
+    """Closes the boots of one origin under one policy."""
+
+    def __init__(self, appraiser: Appraiser, blobs: Blobs, workloads: Workloads, own: frozenset[int]) -> None:
+        self._appraiser = appraiser
+        self._blobs = blobs
+        self._workloads = workloads
+        self._own = own
+
+    def close(self, boot: OpenBoot, witnesses: WitnessFold, sink: Sink) -> ClosedBoot:
+        """Judge a boot whose commits are all there."""
+        logs = replay_logs(boot, self._blobs, self._own)
+        sink.extend(logs.findings)
+        if boot.cut:
+            message = (
+                "this boot has more periods or boot log prefixes than are told apart: not all are checked"
+            )
+            sink.tell(Code.PLATFORM, Severity.COULD_NOT, Place(boot=boot.number), message)
+        periods: list[Period] = []
+        for period in boot.periods:
+            seen = witnesses.covering(period.stretch.first_commit)
+            log = self._workload(period)
+            appraised = self._appraiser.appraise(period, log, logs, seen)
+            made = _period(boot, period, appraised)
+            if periods and _merges(periods[-1], made):
+                periods[-1] = replace(periods[-1], span=_joined(periods[-1], made))
+                continue
+            periods.append(made)
+            self._tell(boot, period, appraised, sink)
+        return ClosedBoot(_boot(boot, logs), tuple(periods))
+
+    def _workload(self, period: OpenPeriod) -> WorkloadLog | None:
+        """Return the log of a period; where it cannot be had, its commits were reported."""
+        try:
+            return self._workloads.get(period.workload)
+        except (Absent, MalformedError, EvidenceError, UnsupportedError):
+            return None
+
+    def _tell(self, boot: OpenBoot, period: OpenPeriod, appraised: Appraised, sink: Sink) -> None:
+        stretch = period.stretch
+        where = Place(commit=stretch.first_commit, leaf=stretch.first_leaf, boot=boot.number)
+        for item in appraised.judged:
+            severity = _SEVERITIES.get(item.severity, Severity.NOTICE)
+            message = f"commits {stretch.first_commit} to {stretch.last_commit}: {item.message}"
+            sink.tell(item.code, severity, where, message)
+
+
+def _boot(boot: OpenBoot, logs: ReplayedLogs) -> AuditedBoot:
+    return AuditedBoot(
+        boot.number,
+        boot.reset_count,
+        boot.restart_count,
+        boot.stretch.span(boot.clock, boot.time_ms),
+        boot.chain,
+        boot.safe,
+        f"{boot.firmware_version:016x}",
+        logs.logs,
+    )
+
+
+def _period(boot: OpenBoot, period: OpenPeriod, appraised: Appraised) -> Period:
+    return Period(
+        boot.number,
+        period.stretch.span(boot.clock, boot.time_ms),
+        appraised.status,
+        tuple((item.rule, str(item.severity), item.message) for item in appraised.judged),
+        appraised.reference,
+        tuple((pcr, value.hex()) for pcr, value in sorted(period.pcrs.items())),
+        appraised.software,
+        appraised.endorsed_by,
+        appraised.epoch,
+        appraised.engine,
+        appraised.models,
+        appraised.tolerances,
+    )
+
+
+def _merges(one: Period, other: Period) -> bool:
+    """Tell whether two periods say the same, so that one can stand for both."""
+    return replace(one, span=other.span) == other
+
+
+def _joined(one: Period, other: Period) -> Span:
+    clocks = times = None
+    if one.span.clock and other.span.clock:
+        clocks = (one.span.clock[0], other.span.clock[1])
+    if one.span.time_ms and other.span.time_ms:
+        times = (one.span.time_ms[0], other.span.time_ms[1])
+    return replace(
+        one.span, last_commit=other.span.last_commit, size=other.span.size, clock=clocks, time_ms=times
+    )
