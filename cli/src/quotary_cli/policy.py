@@ -8,6 +8,9 @@ import click
 from quotary_cli.lazy import LazyGroup
 
 _COMMANDS = {
+    "learn": ("quotary_cli.policy_learn", "learn", "Make a policy of good boots."),
+    "check": ("quotary_cli.policy_check", "check", "Tell every departure of a host from a policy."),
+    "diff": ("quotary_cli.policy_diff", "diff", "Compare two hosts or two boots, down to the event."),
     "key": ("quotary_cli.policy_key", "key", "Make a key that signs policies, in a file or in a TPM."),
     "sign": ("quotary_cli.policy_sign", "sign", "Sign a policy, with a version and an end."),
     "verify": ("quotary_cli.policy_sign", "verify", "Verify a signed policy, and get the policy out."),
@@ -18,5 +21,5 @@ _COMMANDS = {
 def policy() -> None:
     """Make, check, compare and sign policies: what you accept of a host.
 
-    docs/howto/policies.md goes through it from the first boot to a signed policy.
+    What a host booted and ran, which models it may serve, and who has to vouch for it.
     """

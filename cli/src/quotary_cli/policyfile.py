@@ -39,12 +39,25 @@ class PolicyFile:
 
 def policy_options(command: Command) -> Command:
     """Give a command --policy, --policy-key and --policy-state, and as its argument `policy` a `PolicyFile`."""
+    return _with_options(command, required=True)
 
+
+def optional_policy(command: Command) -> Command:
+    """As `policy_options` for a command that can do without: its argument `policy` is then None."""
+    return _with_options(command, required=False)
+
+
+def _with_options(command: Command, *, required: bool) -> Command:
     @functools.wraps(command)
     def wrapped(
-        *args: Any, policy: Path, policy_key: tuple[Path, ...], policy_state: Path | None, **keywords: Any
+        *args: Any,
+        policy: Path | None,
+        policy_key: tuple[Path, ...],
+        policy_state: Path | None,
+        **keywords: Any,
     ) -> Any:
-        return command(*args, policy=PolicyFile(policy, policy_key, policy_state), **keywords)
+        file = None if policy is None else PolicyFile(policy, policy_key, policy_state)
+        return command(*args, policy=file, **keywords)
 
     file = click.Path(path_type=Path, exists=True, dir_okay=False)
     for option in (
@@ -61,7 +74,7 @@ def policy_options(command: Command) -> Command:
             help="Public key (PEM) that the policy must be signed with. May be given again.",
         ),
         click.option(
-            "--policy", "-p", required=True, type=file, help="What you accept (TOML, or signed TOML)."
+            "--policy", "-p", required=required, type=file, help="What you accept (TOML, or signed TOML)."
         ),
     ):
         option(wrapped)
@@ -75,14 +88,16 @@ def read_policy(
 
     Failure with exit code 2 where it cannot be used: then nothing was said of any evidence.
     """
-    data = read_bytes(path)
+    data, moment = read_bytes(path), int(time.time()) if at is None else at
     try:
         if not keys and not data.startswith(_SIGNED) and _LISTS not in data:
-            return load_policy(data)  # without what is only needed for the others
-        from quotary.policyfile import PolicyTrust, load_trusted
+            policy = load_policy(data)  # without what is only needed for the others
+        else:
+            from quotary.policyfile import PolicyTrust, load_trusted
 
-        moment = int(time.time()) if at is None else at
-        return load_trusted(data, PolicyTrust(keys, state=state), moment, path.parent)
+            policy = load_trusted(data, PolicyTrust(keys, state=state), moment, path.parent)
+        policy.require_current(moment)
+        return policy
     except PolicyError as error:
         hint = _HINT_SIGNED if keys or data.startswith(_SIGNED) else _HINT
         if data.startswith(_SIGNED) and not keys:

@@ -78,9 +78,13 @@ def read_loader_events(log: ReplayedLog) -> tuple[LoaderEvent, ...]:
     for event in log.events:
         if event.untrusted_type not in {EV_IPL, EV_EVENT_TAG} or not _is_loader(log, event.register):
             continue
-        read = _ipl if event.untrusted_type == EV_IPL else _tag
-        found.append(read(event))
+        found.append(loader_event(event))
     return tuple(found)
+
+
+def loader_event(event: Event) -> LoaderEvent:
+    """Read one event that the log says is of a boot loader or kernel stub: EV_IPL or EV_EVENT_TAG."""
+    return _ipl(event) if event.untrusted_type == EV_IPL else _tag(event)
 
 
 def _is_loader(log: ReplayedLog, register: int) -> bool:

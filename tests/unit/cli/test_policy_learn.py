@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attest policy learn`, `check` and `diff`: what two good boots teach accepts the third, and no attack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forge import NOW, Forge
+from measured_boots import COMMAND_LINE, PROGRAMS, BootOf, sha256
+
+from quotary_cli.main import run
+from quotary_verifier import Question, Rejected, verify
+from quotary_verifier.wire.attestation import Attestation
+
+HOST = Forge()
+AT = ["--at", str(NOW)]
+
+
+def seeds(number: int) -> dict[str, bytes]:
+    """Files whose content or name changes with each boot."""
+    return {"/var/lib/seed": b"%d" % number, f"/var/log/system@{number}.journal": b"entries %d" % number}
+
+
+FIRST = BootOf(files={**PROGRAMS, **seeds(1)})
+SECOND = replace(FIRST, order=b"\2\0\1\0", disk=b"GPT 2", resets=8, files={**PROGRAMS, **seeds(2)})
+THIRD = replace(FIRST, order=b"\3\0", disk=b"GPT 3", refused=3, resets=9, files={**PROGRAMS, **seeds(3)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("base.toml").write_text(HOST.policy())
+    Path("out").write_bytes(HOST.body)
+    return tmp_path
+
+
+def give(boot: BootOf, name: str = "evidence", host: Forge = HOST, logs: str = "tcg ima") -> str:
+    """Write a boot's evidence and return its file."""
+    path = Path(f"{name}.attestation")
+    path.write_bytes(boot.attestation(host, logs=logs).encode())
+    return str(path)
+
+
+def attest(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = run([*words, *AT, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def learn(*evidence: str, out: str = "learned.toml") -> int:
+    return run(["policy", "learn", *evidence, "--base", "base.toml", "--out", out, *AT])
+
+
+@pytest.fixture
+def learned(folder: Path) -> Path:
+    """A policy learned from two boots."""
+    assert learn(give(FIRST, "first"), give(SECOND, "second")) == 0
+    return folder / "learned.toml"
+
+
+def checked(
+    evidence: str, capsys: pytest.CaptureFixture[str], policy: str = "learned.toml"
+) -> tuple[int, list[dict[str, Any]]]:
+    code, found = attest("policy", "check", evidence, "--policy", policy, capsys=capsys)
+    return code, [finding for result in found["results"] for finding in result["findings"]]
+
+
+def test_the_third_boot_is_accepted_though_what_varies_varied_again(
+    learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checked(give(THIRD), capsys) == (0, [])
+    words = ["verify", "out", "--attestation", "evidence.attestation", "--policy", "learned.toml"]
+    assert attest(*words, capsys=capsys)[0] == 0
+
+
+ATTACKS = {
+    "another kernel": (replace(THIRD, kernel=b"kernel 6.13"), "platform.boot.applications", "\\linux"),
+    "another boot loader": (
+        replace(THIRD, loader=b"systemd-boot 258"),
+        "platform.boot.applications",
+        "systemd-bootx64.efi",
+    ),
+    "a changed command line": (
+        replace(THIRD, command_line=COMMAND_LINE + " init=/bin/sh"),
+        "platform.boot.loader",
+        "init=/bin/sh",
+    ),
+    "secure boot switched off": (
+        replace(THIRD, secure_boot=False),
+        "platform.secure_boot.state",
+        "Secure Boot is off",
+    ),
+    "a dbx that forgot": (replace(THIRD, refused=1), "platform.secure_boot.dbx", "dbx lacks"),
+    "an unknown program": (
+        replace(THIRD, files={**THIRD.files, "/usr/bin/evil": b"evil"}),
+        "platform.ima.files",
+        "/usr/bin/evil",
+    ),
+    "a changed program": (
+        replace(THIRD, files={**THIRD.files, "/usr/bin/program-1": b"evil"}),
+        "platform.ima.files",
+        "/usr/bin/program-1",
+    ),
+    "a known program at another path": (
+        replace(THIRD, files={**THIRD.files, "/tmp/sh": PROGRAMS["/usr/bin/program-0"]}),
+        "platform.ima.files",
+        "/tmp/sh",
+    ),
+    "other firmware": (replace(THIRD, firmware=b"implant"), "platform.pcrs.0", "PCR 0"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attack_is_rejected_and_its_culprit_is_named(
+    learned: Path, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    boot, rule, culprit = ATTACKS[attack]
+    code, findings = checked(give(boot), capsys)
+    assert code == 1
+    (named,) = [finding["message"] for finding in findings if finding["rule"] == rule]
+    assert culprit in named
+    words = ["verify", "out", "--attestation", "evidence.attestation", "--policy", "learned.toml"]
+    code, found = attest(*words, capsys=capsys)
+    assert (code, found["results"][0]["verdict"]["failing"]) == (1, "platform")
+
+
+def test_a_swapped_model_is_rejected(learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swapped = replace(HOST, weights=hashlib.sha256(b"other weights").digest())
+    code, findings = checked(give(THIRD, host=swapped), capsys)
+    assert (code, [finding["rule"] for finding in findings]) == (1, ["model"])
+    words = ["verify", "out", "--attestation", "evidence.attestation", "--policy", "learned.toml"]
+    assert attest(*words, capsys=capsys)[1]["results"][0]["verdict"]["failing"] == "model"
+
+
+def test_evidence_without_its_logs_could_not_be_checked(
+    learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, findings = checked(give(THIRD, logs=""), capsys)
+    assert code == 3
+    assert {finding["severity"] for finding in findings} == {"could-not"}
+
+
+def test_what_varied_stands_in_the_policy_with_its_reason(learned: Path) -> None:
+    text = learned.read_text()
+    remarks = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+    assert "PCR 1 is not fixed" in remarks
+    assert "the boot order was 0001 and is 0002, 0001" in remarks
+    assert "PCR 5 is not fixed" in remarks
+    assert "ignored: /var/lib/seed (its content changes by itself)" in remarks
+    assert "/var/log/system@*.journal" in text
+    assert not any(f"{pcr} = [" in text for pcr in (1, 4, 5, 7, 8, 9, 10, 12))
+
+
+def test_the_list_of_files_is_one_that_sha256sum_reads(learned: Path, tmp_path: Path) -> None:
+    listed = Path("learned.files.sha256sum").read_text()
+    assert [line.split("  ") for line in listed.splitlines()] == [
+        [sha256(content).hex(), path] for path, content in sorted(PROGRAMS.items())
+    ]
+    for path, content in PROGRAMS.items():
+        (tmp_path / Path(path).name).write_bytes(content)
+    Path("here").write_text(listed.replace("/usr/bin/", str(tmp_path) + "/"))
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "here"], check=True)
+
+
+def test_nothing_is_learned_from_evidence_that_is_false(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = bytearray(Path(give(FIRST, "first")).read_bytes())
+    for name, logs in (("tcg", SECOND.log().agile()), ("ima", SECOND.ima())):
+        parsed = Attestation.decode(bytes(data))
+        false = replace(parsed, boot_logs={**parsed.boot_logs, name: logs})
+        Path("false.attestation").write_bytes(false.encode())
+        assert learn("first.attestation", "false.attestation") == 1
+    other = give(FIRST, "other", host=Forge())
+    assert learn("first.attestation", other) == 1
+    assert not Path("learned.toml").exists()
+    assert "nothing" not in capsys.readouterr().out
+
+
+def test_trust_must_come_from_somewhere(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evidence = give(FIRST)
+    assert run(["policy", "learn", evidence, "--out", "p.toml"]) == 2
+    assert run(["policy", "learn", evidence, "--out", "p.toml", "--pin", HOST.origin, *AT]) == 0
+    assert HOST.origin in Path("p.toml").read_text()
+    Path("base.toml").write_text(HOST.policy('[platform.pcrs]\n0 = ["' + "00" * 32 + '"]\n'))
+    assert learn(evidence) == 2
+    assert "rules on platforms already" in capsys.readouterr().err
+
+
+def test_one_boot_teaches_and_says_that_it_shows_nothing_of_what_varies(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert learn(give(FIRST)) == 0
+    assert "one boot shows nothing of what varies" in capsys.readouterr().err
+    assert checked(give(FIRST), capsys)[0] == 0
+    assert checked(give(SECOND), capsys)[0] == 1
+
+
+def test_hosts_of_several_kinds_get_reference_sets_of_their_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(FIRST, firmware=b"of another maker", loader=b"GRUB", version="F.42")
+    second = Forge(host="gpu-08.example.net", authority=HOST.authority)
+    assert learn(give(FIRST, "a"), give(SECOND, "b"), give(other, "c", host=second)) == 0
+    text = Path("learned.toml").read_text()
+    assert text.count("[[reference]]") == 2
+    assert "firmware version: F.42" in text
+    code, found = attest("policy", "check", "c.attestation", "-p", "learned.toml", capsys=capsys)
+    assert (code, found["results"][0]["reference"][:9]) == (0, "firmware-")
+    mixed = replace(other, kernel=b"kernel 6.13")
+    code, findings = checked(give(mixed, host=second), capsys)
+    assert code == 1
+    assert any("\\linux" in finding["message"] for finding in findings)
+    assert checked(give(replace(FIRST, loader=b"GRUB")), capsys)[0] == 1
+
+
+def test_without_logs_values_stand_in_place_of_rules(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert learn(give(FIRST, "a", logs=""), give(SECOND, "b", logs="")) == 0
+    text = Path("learned.toml").read_text()
+    assert "not every boot came with its firmware's log" in text.replace("\n# ", " ")
+    for pcr in (0, 2, 3, 4, 6, 7, 9, 12):
+        assert f"\n{pcr} = [" in text
+    assert checked(give(THIRD, logs=""), capsys)[0] == 1  # its dbx grew, which a value cannot allow
+    assert checked(give(replace(THIRD, refused=2), logs=""), capsys)[0] == 0
+
+
+def test_a_late_pcr_is_fixed_only_where_boots_agree(folder: Path) -> None:
+    late = [
+        replace(boot, late={11: sha256(b"phases"), 14: sha256(b"%d" % boot.resets)})
+        for boot in (FIRST, SECOND)
+    ]
+    assert learn(give(late[0], "a"), give(late[1], "b")) == 0
+    text = Path("learned.toml").read_text()
+    assert f'11 = ["{sha256(b"phases").hex()}"]' in text
+    assert "PCR 14 is not fixed" in text
+    assert learn("a.attestation") == 0
+    assert "11 = [" not in Path("learned.toml").read_text()
+
+
+def test_a_boot_that_was_never_measured_teaches_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = replace(HOST, pcrs={})
+    Path("bare.attestation").write_bytes(measured.attestation().encode())
+    assert learn("bare.attestation") == 1
+    assert "model-only" in capsys.readouterr().err
+
+
+def test_a_program_that_changed_is_listed_with_every_content_and_never_ignored(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    updated = replace(SECOND, files={**SECOND.files, "/usr/bin/program-0": b"updated"})
+    assert learn(give(FIRST, "a"), give(updated, "b")) == 0
+    assert "had several contents: /usr/bin/program-0" in capsys.readouterr().err
+    assert "/usr/bin" not in [
+        line for line in Path("learned.toml").read_text().splitlines() if "ignored" in line
+    ]
+    again = replace(THIRD, files={**THIRD.files, "/usr/bin/program-0": b"updated again"})
+    assert checked(give(again), capsys)[0] == 1
+
+
+def test_verification_by_the_library_rejects_what_check_rejects(learned: Path) -> None:
+    from quotary_cli.policyfile import read_policy
+
+    policy = read_policy(learned)
+    question = Question(HOST.body, at=NOW)
+    verify(THIRD.attestation(HOST).encode(), question, policy)
+    with pytest.raises(Rejected, match="init=/bin/sh"):
+        verify(ATTACKS["a changed command line"][0].attestation(HOST).encode(), question, policy)
+
+
+# --- diff ----------------------------------------------------------------------------------------------------
+
+
+def differences(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], dict[str, Any]]:
+    code, found = attest("policy", "diff", *words, capsys=capsys)
+    assert code == 0
+    return [change["message"] for change in found["changes"]], found
+
+
+def test_two_boots_are_compared_down_to_the_event(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = replace(
+        FIRST,
+        loader=b"systemd-boot 258",
+        refused=5,
+        order=b"\2\0\1\0",
+        command_line="root=/dev/vda2 ima_policy=tcb init=/bin/sh",
+        files={**PROGRAMS, "/usr/bin/program-1": b"changed", "/usr/bin/new": b"new"},
+        resets=8,
+    )
+    del changed.files["/usr/bin/program-3"]  # type: ignore[attr-defined]
+    messages, found = differences(
+        give(replace(FIRST, files=PROGRAMS), "a"), give(changed, "b"), "--policy", "base.toml", capsys=capsys
+    )
+    assert found["verified"] is True
+    before, after = (sha256(b"systemd-boot %d" % number).hex()[:16] for number in (257, 258))
+    for expected in (
+        "reset count changed from 7 to 8",
+        "PCR 1: the boot order was 0001 and is 0002, 0001",
+        f"systemd-bootx64.efi) changed from {before}… to {after}…",
+        "PCR 7: dbx grew by 3 hashes",
+        "PCR 12: the command line changed: +init=/bin/sh -quiet",
+        "IMA: /usr/bin/new was added",
+        "IMA: /usr/bin/program-1 changed from sha256:",
+        "IMA: /usr/bin/program-3 was removed",
+    ):
+        assert [message for message in messages if expected in message], expected
+    assert len(messages) == 8
+
+
+def test_equal_boots_have_no_difference(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messages, found = differences(give(FIRST, "a"), give(FIRST, "b"), "--policy", "base.toml", capsys=capsys)
+    assert (messages, found["equal"]) == ([], True)
+
+
+def test_raw_logs_are_compared_only_under_an_ugly_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, boot in (("a", FIRST), ("b", replace(FIRST, secure_boot=False, kernel=b"other"))):
+        Path(name).mkdir()
+        Path(name, "binary_bios_measurements").write_bytes(boot.log().agile())
+        Path(name, "binary_runtime_measurements").write_bytes(boot.ima())
+    assert run(["policy", "diff", "a", "b"]) == 2
+    messages, found = differences("a", "b", "--unverified-do-not-trust", capsys=capsys)
+    assert found["verified"] is False
+    assert "PCR 7: Secure Boot was on and is off" in messages
+    assert run(["policy", "diff", "a", "b", "--unverified-do-not-trust"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("UNVERIFIED")
+    assert "the kernel (\\linux) changed" in shown.out
+    alone = ["a/binary_bios_measurements", "b/binary_bios_measurements"]
+    assert len(differences(*alone, "--unverified-do-not-trust", capsys=capsys)[0]) > 2
+
+
+def test_what_a_log_says_cannot_act_on_a_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, path in (("a", "/tmp/a"), ("b", "/tmp/\x1b[2J\nPCR 4: nothing changed")):
+        Path(name).write_bytes(replace(FIRST, files={path: b"content"}).ima())
+    capsys.readouterr()
+    assert run(["policy", "diff", "a", "b", "--unverified-do-not-trust"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert len(out.splitlines()) == 2
+
+
+def test_a_value_that_no_log_explains_is_told_as_such(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (replace(FIRST, late={14: sha256(text)}) for text in (b"a", b"b"))
+    messages, _ = differences(give(a, "a"), give(b, "b"), "--policy", "base.toml", capsys=capsys)
+    (message,) = messages
+    assert message.startswith("PCR 14: its value changed")
+    assert "no log says why" in message
