@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from quotary_cli.auditing import Wanted, audit_source
+from quotary_cli.auditview.html import audit_page
+from quotary_cli.auditview.text import print_audit
 from quotary_cli.moments import parse_time
-from quotary_cli.output import print_json
+from quotary_cli.output import ExitCode, Failure, print_json
 from quotary_cli.policyfile import PolicyFile, policy_options
 
 
@@ -32,6 +34,13 @@ from quotary_cli.policyfile import PolicyFile, policy_options
     "--at", metavar="TIME", help="Judge as of this time (RFC 3339 or seconds since 1970; default: now)."
 )
 @click.option("--jobs", metavar="N", type=click.IntRange(1, 64), help="Processes that share the work.")
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the report as one page that needs nothing else.",
+)
+@click.option("--explain", is_flag=True, help="Cut no list.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def audit(
     source: str,
@@ -40,6 +49,8 @@ def audit(
     state: Path | None,
     at: str | None,
     jobs: int | None,
+    html: Path | None,
+    explain: bool,
     as_json: bool,
 ) -> int:
     """Audit the whole history of the host whose log is at SOURCE: a URL, unix:SOCKET, a folder or an archive.
@@ -50,6 +61,17 @@ def audit(
     moment = parse_time(at)
     rules = policy.read(moment)
     report = audit_source(Wanted(source, rules, moment, records, state, jobs, progress=not as_json))
+    if html is not None:
+        _write(html, audit_page(report, source, policy=str(policy.path)))
     if as_json:
         print_json(report.as_json())
+    else:
+        print_audit(report, source, everything=explain)
     return report.exit_code
+
+
+def _write(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{path}: {(error.strerror or '').lower()}", code=ExitCode.FAILURE) from None

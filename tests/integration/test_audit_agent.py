@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Audits of what real agents leave behind: over starts, reboots, sleep, crashes and foreign extends."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+from agents import AT, make_state, policy_of, release, running, settled, start
+from tpms import Tpm
+
+from quotary_attest.agent import Agent, World
+from quotary_attest.log.export import export
+from quotary_attest.log.store import Store
+from quotary_cli.auditing import Wanted, audit_source
+from quotary_verifier.audit.findings import Code, Severity
+from quotary_verifier.audit.report import AuditReport
+from quotary_verifier.wire.declaration import Declaration, Service
+
+
+class DiedError(Exception):
+    """What a crash point raises where the process itself is to live on."""
+
+
+def dying(point: str) -> World:
+    """A world whose agent is interrupted at a crash point."""
+
+    def crash(name: str) -> None:
+        if name == point:
+            raise DiedError
+
+    return World(crash=crash)
+
+
+async def answer(agent: Agent, count: int = 5) -> None:
+    """Some outputs, at once and one after the other."""
+    await asyncio.gather(*(agent.attest(b"answer %d" % number) for number in range(count)))
+    await agent.attest(b"a last one")
+    await settled(agent.store)
+
+
+def published(folder: Path) -> Path:
+    """What the agent of a state folder publishes, as static files."""
+    store = Store.open(folder / "log")
+    try:
+        export(store, folder / "static")
+    finally:
+        store.close()
+    return folder / "static"
+
+
+def audited(folder: Path, **more: object) -> AuditReport:
+    """An audit of the log of a state folder under a policy that pins it."""
+    from quotary_attest.state import read_identity
+
+    policy = policy_of(read_identity(folder).origin)
+    return audit_source(Wanted(str(published(folder)), policy, AT, **more))  # type: ignore[arg-type]
+
+
+def told(report: AuditReport) -> set[Code]:
+    return {finding.code for finding in report.findings}
+
+
+async def test_a_host_that_started_rebooted_and_slept_is_verified_whole(tpm: Tpm, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    async with running(tpm, folder) as agent:
+        await agent.declare(Declaration.of([Service(("/v1/chat/completions",))]))
+        await answer(agent)
+    async with running(tpm, folder) as agent:  # again in the same boot
+        await answer(agent)
+        tpm.suspend()
+        await answer(agent)
+    tpm.hibernate()
+    async with running(tpm, folder) as agent:
+        await answer(agent)
+    tpm.reset()
+    async with running(tpm, folder) as agent:
+        await answer(agent)
+        size = agent.store.size
+    report = audited(folder)
+    assert report.outcome == "verified", report.findings
+    assert report.complete
+    assert report.log is not None
+    assert (report.log.size, report.log.published) == (size, size)
+    assert [boot.chain for boot in report.boots] == ["zero", "continued", "zero", "zero"]
+    assert [start.skipped for start in report.starts] == [0, 0, 0, 0]
+    assert [statement.leaf for statement in report.statements] == [2]
+    assert {model.name for period in report.periods for model in period.models} == {"llama", "qwen"}
+    assert told(report) == {Code.SLEEP}
+
+
+async def test_a_commit_lost_between_extend_and_history_is_explained_by_what_its_start_left(
+    tpm: Tpm, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    make_state(tpm, folder)
+    for _ in range(2):
+        with pytest.raises(DiedError):
+            await start(tpm, folder, world=dying("extended"))
+        release(tpm)
+    async with running(tpm, folder) as agent:
+        await answer(agent)
+    report = audited(folder)
+    assert report.outcome == "verified", report.findings
+    assert [boot.chain for boot in report.boots] == ["explained"]
+    assert [(start.skipped, start.history, len(start.lost)) for start in report.starts] == [(0, (1, 3), 2)]
+    assert told(report) == {Code.LOST_COMMIT, Code.HISTORY_LEAVES}
+
+
+async def test_a_foreign_extend_after_which_the_operator_resumed_is_a_gap(tpm: Tpm, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    async with running(tpm, folder) as agent:
+        await answer(agent)
+    tpm.extend(15, hashlib.sha256(b"somebody else").digest())
+    async with running(tpm, folder, resume=True) as agent:
+        await answer(agent)
+    report = audited(folder)
+    assert report.outcome == "verified", report.findings
+    assert [(f.code, f.severity) for f in report.findings] == [(Code.CHAIN_GAP, Severity.GAP)]
+    assert [boot.chain for boot in report.boots] == ["gap"]
+
+
+async def test_an_audit_goes_on_where_it_ended_when_the_log_has_grown(tpm: Tpm, tmp_path: Path) -> None:
+    folder, state = tmp_path / "state", tmp_path / "audit.state"
+    async with running(tpm, folder) as agent:
+        await answer(agent)
+    first = audited(folder, state=state)
+    async with running(tpm, folder) as agent:
+        await answer(agent, 300)
+    tpm.reset()
+    async with running(tpm, folder) as agent:
+        await answer(agent)
+    whole, second = audited(folder), audited(folder, state=state)
+    assert (first.outcome, second.outcome) == ("verified", "verified")
+    assert first.log is not None
+    assert second.log is not None
+    assert second.log.resumed == first.log.size
+    assert (second.boots, second.starts, second.periods) == (whole.boots, whole.starts, whole.periods)
+    assert audited(folder, state=state).periods == whole.periods  # nothing new
