@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from cryptography.x509.oid import NameOID
+from measured_host import MeasuredHost
 from tpms import Tpm
 
 from quotary_attest.doctor import attestation_key_of
@@ -85,6 +86,46 @@ def test_a_host_that_can_attest_has_nothing_wrong_and_is_left_as_it_was(
     assert {path: path.stat().st_mtime_ns for path in state.rglob("*")} == before
     assert [pcr_of(tpm, number) for number in (13, 15)] == pcrs
     assert tpm.board.counts[0x134] == 1, "the counter was incremented when it was made, and not since"
+
+
+def logs_of(host: MeasuredHost) -> str:
+    return f'[boot_logs]\ntcg = "{host.settings.tcg}"\nima = "{host.settings.ima}"\n'
+
+
+def test_the_logs_of_a_measured_boot_are_read_and_replayed(
+    tpm: Tpm, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = MeasuredHost(tpm, state.parent / "logs").start()
+    code, found = examine(tpm, state, capsys, logs_of(host))
+    assert (found["firmware's log"]["health"], found["ima log"]["health"]) == ("good", "good")
+    assert found["ima log"]["text"] == f"its first {len(host.ima)} bytes replay to the tpm's pcrs"
+    assert code == 0
+
+
+def test_logs_that_do_not_replay_or_are_not_there_are_warned_of(
+    tpm: Tpm, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = MeasuredHost(tpm, state.parent / "logs").start()
+    (host.folder / "tcg").write_bytes(host.boot.without(1).agile())
+    (host.folder / "ima").write_bytes(host.ima[:-1])
+    code, found = examine(tpm, state, capsys, logs_of(host))
+    assert found["firmware's log"]["health"] == found["ima log"]["health"] == "warning"
+    assert "does not replay" in found["firmware's log"]["text"]
+    assert "no part of it leads to" in found["ima log"]["text"]
+    assert code == 0
+    for path in host.folder.iterdir():
+        path.unlink()
+        path.mkdir()
+    _, found = examine(tpm, state, capsys, logs_of(host))
+    assert found["firmware's log"]["text"].endswith(": is a directory")
+    assert found["ima log"]["text"].endswith(": is a directory")
+    for path in host.folder.iterdir():
+        path.rmdir()
+    _, found = examine(tpm, state, capsys, logs_of(host))
+    assert "is not there" in found["firmware's log"]["text"]
+    assert "ima log" not in found
+    _, found = examine(tpm, state, capsys, logs_of(host) + "read = false\n")
+    assert not {"firmware's log", "ima log"} & found.keys()
 
 
 def test_people_are_told_in_lines_with_hints(

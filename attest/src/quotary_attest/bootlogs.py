@@ -10,6 +10,13 @@ from typing import Final
 FIRMWARE_LOG: Final = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
 IMA_LOG: Final = Path("/sys/kernel/security/ima/binary_runtime_measurements")
 
+OFF: Final = "off"
+ABSENT: Final = "absent"
+NAMED: Final = "named"
+LEFT_OUT: Final = "left out"
+BOOT_LOG_STATES: Final = (OFF, ABSENT, NAMED, LEFT_OUT)
+"""What can become of a log: it is not looked at; this TPM has none; commits name it; or it is not as it should be."""
+
 
 @dataclass(frozen=True, slots=True)
 class BootLogSettings:

@@ -24,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from quotary_attest.bootlogs import BOOT_LOG_STATES
 from quotary_attest.log.errors import StoreError
 from quotary_attest.metrics import Carried, Committed, Unattested
 from quotary_attest.roots import ForeignExtend, PlatformReset, RootError, RootGone
@@ -194,6 +195,13 @@ class _Gauges(Collector):
         yield GaugeMetricFamily(
             "quotary_ready", "1 if outputs can be attested now.", float(status["state"] == "running")
         )
+        logs = GaugeMetricFamily(
+            "quotary_boot_log", "1 for what became of each log of the boot.", labels=["log", "state"]
+        )
+        for name, log in status["boot_logs"].items():
+            for word in BOOT_LOG_STATES:
+                logs.add_metric([name, word], float(log["state"] == word))
+        yield logs
         yield GaugeMetricFamily(
             "quotary_disk_free_bytes",
             "Free space where the state folder lies.",

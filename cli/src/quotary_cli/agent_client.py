@@ -148,7 +148,17 @@ def _text(key: str, value: Any) -> str:
             OverflowError, OSError, ValueError
         ):  # a number that is no time is shown as it is
             return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if key == "boot_logs" and isinstance(value, dict):
+        return ", ".join(f"{name}: {_log_text(log)}" for name, log in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _log_text(log: Any) -> str:
+    """Say what became of a log of the boot."""
+    if not isinstance(log, dict):
+        return str(log)
+    state, size, reason = str(log.get("state")), log.get("bytes"), str(log.get("reason") or "")
+    return f"{state} ({reason})" if reason else f"{state} ({size} bytes)" if size else state
 
 
 def socket_of(state: Path | None, path: Path | None) -> Path:

@@ -100,6 +100,7 @@ def _examine(config: AgentConfig) -> Iterator[Finding]:
 
 def _tpm(config: AgentConfig, identity: HostIdentity) -> Iterator[Finding]:
     from quotary_attest.doctor import Finding, Health, examine_tpm
+    from quotary_attest.doctor_logs import examine_boot_logs
     from quotary_attest.tpm.model import Authorizations
 
     if config.tpm.endorsement_auth_credential is not None:
@@ -110,6 +111,7 @@ def _tpm(config: AgentConfig, identity: HostIdentity) -> Iterator[Finding]:
     auths = Authorizations(endorsement=read_passphrase(config.tpm.endorsement_auth_file) or b"")
     with tpm_of(config) as tcti:
         yield from examine_tpm(config.state.folder, identity, tcti, auths)
+        yield from examine_boot_logs(identity, tcti, config.boot_logs.settings)
 
 
 def _running(config: AgentConfig) -> Finding:

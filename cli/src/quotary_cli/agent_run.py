@@ -34,6 +34,8 @@ _OPTIONS = {
     "local.allow_uids": "--allow-uid",
     "retention.keep_days": "--keep-days",
     "tpm.endorsement_auth_file": "--endorsement-auth-file",
+    "boot_logs.tcg": "--firmware-log",
+    "boot_logs.ima": "--ima-log",
 }
 """What an operator knows a key by who gave it as an option."""
 
@@ -96,6 +98,9 @@ _ELSEWHERE = "a path outside the state folder, which nobody else may enter"
 @click.option(
     "--endorsement-auth-file", type=FILE, help="File whose first line authorises the endorsement hierarchy."
 )
+@click.option("--firmware-log", type=FILE, help="The firmware's event log (default: the kernel's file).")
+@click.option("--ima-log", type=FILE, help="The kernel's IMA log (default: the kernel's file).")
+@click.option("--no-boot-logs", is_flag=True, help="Name no log of the boot in commits and attestations.")
 @click.option("--log", type=click.Choice(["text", "json"]), help="Log lines for people, or JSON objects.")
 @click.option(
     "--resume", is_flag=True, help="Go on although somebody else extended the chain PCR; auditors see a gap."
@@ -231,6 +236,9 @@ def _overrides(
     workers: int | None,
     keep_days: int | None,
     endorsement_auth_file: Path | None,
+    firmware_log: Path | None,
+    ima_log: Path | None,
+    no_boot_logs: bool,
     log: str | None,
     arguments: tuple[str, ...],
 ) -> dict[str, Any]:
@@ -267,6 +275,10 @@ def _overrides(
     put("local", "path", _absolute(socket))
     put("local", "allow_uids", uids)
     put("retention", "keep_days", keep_days)
+    put("boot_logs", "tcg", _absolute(firmware_log))
+    put("boot_logs", "ima", _absolute(ima_log))
+    if no_boot_logs:
+        overrides.setdefault("boot_logs", {})["read"] = False
     put("log", "format", log)
     return overrides
 

@@ -90,6 +90,7 @@ async def serve(
             resume=resume,
             world=World(spare=memory.collect),
             metrics=metrics,
+            boot_logs=config.boot_logs.settings,
         )
         engines = Engines(config, inventory)
         doors = Doors(config, agent, service.sockets, metrics, inventory=inventory, engines=engines)
@@ -122,7 +123,8 @@ async def _root(config: AgentConfig, tcti: str) -> TpmRoot:
 
     name = config.tpm.endorsement_auth_credential
     given = read_passphrase(config.tpm.endorsement_auth_file) if name is None else credential(name)
-    options = TpmOptions(authorizations=Authorizations(endorsement=given or b""))
+    auths = Authorizations(endorsement=given or b"")
+    options = TpmOptions(authorizations=auths, ima_log=config.boot_logs.ima)
     return await open_root(read_identity(config.state.folder).tpm, tcti, options)
 
 

@@ -33,6 +33,7 @@ STATUS: dict[str, Any] = {
     "epochs": 2,
     "boot": [5, 6],
     "certificate_expiry": 1_900_000_000,
+    "boot_logs": {"tcg": {"state": "named"}, "ima": {"state": "left out"}},
 }
 
 

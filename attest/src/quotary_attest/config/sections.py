@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from quotary_attest.bootlogs import FIRMWARE_LOG, IMA_LOG, NO_BOOT_LOGS, BootLogSettings
 from quotary_attest.config.keys import key, mapping, table, tables
 from quotary_attest.config.rules import (
     ADDRESS,
@@ -53,6 +54,26 @@ class TpmSection:
     endorsement_auth_file: Path | None = key(PATH, None)
     endorsement_auth_credential: str | None = key(LABEL, None)
     """Name of a systemd credential (LoadCredential) whose first line authorises the endorsement hierarchy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootLogsSection:
+    """`[boot_logs]`: the logs of firmware and kernel that commits and attestations name."""
+
+    read: bool = key(SWITCH, True)
+    tcg: Path = key(PATH, FIRMWARE_LOG)
+    """The firmware's event log."""
+    ima: Path = key(PATH, IMA_LOG)
+    """The kernel's IMA log. It also says through which values PCR 10 went, whatever `read` says."""
+    attestations: Literal["digest", "none"] = key(choice({"digest": "digest", "none": "none"}), "digest")
+    """What attestations carry of the logs."""
+
+    @property
+    def settings(self) -> BootLogSettings:
+        """What an agent takes."""
+        if not self.read:
+            return NO_BOOT_LOGS
+        return BootLogSettings(self.tcg, self.ima, self.attestations == "digest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +235,7 @@ class AgentConfig:
 
     state: StateSection = table(StateSection)
     tpm: TpmSection = table(TpmSection)
+    boot_logs: BootLogsSection = table(BootLogsSection)
     model: tuple[ModelSection, ...] = tables(ModelSection)
     part: tuple[PartSection, ...] = tables(PartSection)
     signers: SignersSection = table(SignersSection)

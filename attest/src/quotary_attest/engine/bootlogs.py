@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from quotary_attest.bootlogs import BootLogSettings
+from quotary_attest.bootlogs import ABSENT, LEFT_OUT, NAMED, OFF, BootLogSettings
 from quotary_attest.growing import GrowingFile, read_whole
 from quotary_attest.log.store import Store
 from quotary_attest.roots import LogPrefix, Quote
@@ -29,13 +29,6 @@ from quotary_verifier.wire.bindings import ZERO
 from quotary_verifier.wire.limits import MAX_BOOT_LOG
 
 _LOG = logging.getLogger("quotary.agent")
-
-OFF: Final = "off"
-ABSENT: Final = "absent"
-NAMED: Final = "named"
-LEFT_OUT: Final = "left out"
-STATES: Final = (OFF, ABSENT, NAMED, LEFT_OUT)
-"""What can become of a log: it is not looked at; this TPM has none; commits name it; or it is not as it should be."""
 
 _BOOT_PCRS: Final = range(8)
 _EXPLAINED: Final = range(10)
