@@ -20,6 +20,7 @@ from quotary_verifier.wire.frozen import frozen
 
 _CLAIMS_VERSION: Final = 1
 UP_TO_DATE: Final = "UpToDate"
+REVOKED: Final = "Revoked"
 
 
 @frozen
@@ -52,10 +53,12 @@ def appraise_tcb(
     """Return the TCB status, or None where the library is not installed. `facts`: of the same collateral.
 
     Raises:
-        EvidenceError: no level fits, the library refuses the quote, or it found something else than this package.
+        EvidenceError: no level fits, or a part is revoked; the library refuses the quote, or it found something else than this package.
         UnsupportedError: the library is of a version that says it in another form.
     """
     level = reached_level(facts, pck, quote.body)
+    if REVOKED in (level.status, facts.qe.status, facts.module.status):
+        raise EvidenceError("the tcb of the platform, of its quoting enclave or tdx module was revoked")
     try:
         library = importlib.import_module("dcap_qvl")
     except ImportError:
@@ -117,9 +120,10 @@ def _compare(
         raise UnsupportedError(f"claims of dcap-qvl of version {said['claims_version']} are not known")
     status, platform, qe = said["tcb"]["status"], said["platform"]["tcb_level"], said["qe"]["tcb_level"]
     (report,) = said["report"].values()
+    report = report.get("base", report)  # a TD 1.5 report holds one of TD 1.0
     body = quote.body
     agreed = {
-        "the tcb level": _level(platform) == level,
+        "the tcb level": _svns(platform) == (level.components, level.tdx_components, level.pce_svn),
         "the platform": bytes(said["platform"]["pck"]["fmspc"]) == pck.fmspc,
         "the quoting enclave": (qe["tcbStatus"], tuple(qe["advisoryIDs"])) == (facts.qe.status, facts.qe.advisories),
         "the evaluation data": said["tcb"]["eval_data_number"] == facts.evaluation,
@@ -128,8 +132,8 @@ def _compare(
         == [body.mr_td.hex(), *(rtmr.hex() for rtmr in body.rtmrs)],
     }  # fmt: skip
     differing = [name for name, same in agreed.items() if not same]
-    parts = (level.status, facts.qe.status, facts.module.status)
-    if status == UP_TO_DATE and set(parts) != {UP_TO_DATE}:
+    parts = {level.status, facts.qe.status, facts.module.status}
+    if (status == UP_TO_DATE) != (parts == {UP_TO_DATE}):  # how other states merge is the library's to say
         differing.append("the status")
     if differing:
         raise EvidenceError(f"dcap-qvl and this verifier differ on {', '.join(differing)}")
@@ -146,12 +150,8 @@ def _compare(
     )
 
 
-def _level(said: dict[str, Any]) -> TcbLevel:
-    tcb = said["tcb"]
-    return TcbLevel(
-        tuple(one["svn"] for one in tcb["sgxtcbcomponents"]),
-        tuple(one["svn"] for one in tcb["tdxtcbcomponents"]),
-        tcb["pcesvn"],
-        said["tcbStatus"],
-        said["tcbDate"],
-    )
+def _svns(level: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """The level that the library found, without its state, into which that of the module was merged."""
+    tcb = level["tcb"]
+    components, tdx = (tuple(one["svn"] for one in tcb[f"{kind}tcbcomponents"]) for kind in ("sgx", "tdx"))
+    return components, tdx, tcb["pcesvn"]
