@@ -20,8 +20,9 @@ from quotary_cli.policyfile import PolicyFile, policy_options
 @policy_options
 @click.option(
     "--records",
+    multiple=True,
     type=click.Path(path_type=Path, exists=True),
-    help="Attestations and records to look for in the log: a folder, or one file.",
+    help="Attestations and records to look for in the log: a folder, an archive, or one file. May be given again.",
 )
 @click.option(
     "--resume",
@@ -45,7 +46,7 @@ from quotary_cli.policyfile import PolicyFile, policy_options
 def audit(
     source: str,
     policy: PolicyFile,
-    records: Path | None,
+    records: tuple[Path, ...],
     state: Path | None,
     at: str | None,
     jobs: int | None,

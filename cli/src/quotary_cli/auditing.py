@@ -6,14 +6,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import click
 
 from quotary_cli.auditworkers import OwnProcess, Processes, reading
+from quotary_cli.given import given_attestations, is_archive
 from quotary_cli.logsource import OpenSource, open_source
 from quotary_cli.output import ExitCode, Failure
 from quotary_verifier.audit.commits import CommitChecker
@@ -44,7 +46,7 @@ class Wanted:
     source: str
     policy: Policy
     at: int
-    records: Path | None = None
+    records: tuple[Path, ...] = ()
     state: Path | None = None
     processes: int | None = None
     progress: bool = False
@@ -56,7 +58,7 @@ def audit_source(wanted: Wanted) -> AuditReport:
     Raises:
         Failure: the source, the state file or a record cannot be read.
     """
-    given = () if wanted.records is None else tuple(read_records(wanted.records))
+    given = tuple(record for place in wanted.records for record in read_records(place))
     with open_source(wanted.source) as source:
         read = reading(source)
         try:
@@ -162,27 +164,44 @@ def write_state(path: Path, state: AuditState) -> None:
         raise Failure(f"{path}: {(error.strerror or '').lower()}", code=ExitCode.FAILURE) from None
 
 
-def read_records(folder: Path) -> Iterator[GivenRecord]:
-    """Yield the attestations and records below a folder, by their paths in it; other files are left out.
+def read_records(place: Path) -> Iterator[GivenRecord]:
+    """Yield the attestations and records of a folder (by their paths in it), an archive, or one file.
+
+    Files of a folder that are neither are left out, unless they are called attestations.
 
     Raises:
         Failure: one cannot be read, or is called an attestation and is none; or there are too many, or none.
     """
-    files = [folder] if folder.is_file() else sorted(file for file in folder.rglob("*") if file.is_file())
     count = 0
-    for file in files:
-        name = file.name if file == folder else str(file.relative_to(folder))
+    for name, load in _places(place):
         try:
-            with file.open("rb") as opened:
-                data = opened.read(MAX_ATTESTATION + 1)
-            yield read_given(name, data)
-            count += 1
+            record = read_given(name, load())
         except OSError as error:
-            raise Failure(f"{file}: {(error.strerror or '').lower()}", code=ExitCode.USAGE) from None
+            raise Failure(f"{name}: {(error.strerror or '').lower()}", code=ExitCode.USAGE) from None
         except (MalformedError, UnsupportedError) as error:
-            if file.suffix == _SUFFIX:
-                raise Failure(f"{file}: {error}", code=ExitCode.USAGE) from None
+            if name.endswith(_SUFFIX):
+                raise Failure(f"{name}: {error}", code=ExitCode.USAGE) from None
+            continue
+        count += 1
         if count > MAX_GIVEN:
-            raise Failure(f"{folder}: more than {MAX_GIVEN} records", code=ExitCode.USAGE)
+            raise Failure(f"{place}: more than {MAX_GIVEN} records", code=ExitCode.USAGE)
+        yield record
     if not count:
-        raise Failure(f"{folder}: no records and no attestations are there", code=ExitCode.USAGE)
+        raise Failure(f"{place}: no records and no attestations are there", code=ExitCode.USAGE)
+
+
+def _places(place: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield the name and what reads it of each file that may be a record."""
+    if place.is_file() and is_archive(place):
+        with contextlib.ExitStack() as opened:
+            for given in given_attestations([place], opened):
+                yield given.name, given.load
+        return
+    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+    for file in files:
+        yield file.name if file == place else str(file.relative_to(place)), partial(_read, file)
+
+
+def _read(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(MAX_ATTESTATION + 1)

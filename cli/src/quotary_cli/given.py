@@ -26,10 +26,10 @@ class Given:
     load: Callable[[], bytes]
 
 
-def given_attestations(places: Iterable[Path], opened: ExitStack) -> Iterator[Given]:
+def given_attestations(places: Iterable[Path], opened: ExitStack | None = None) -> Iterator[Given]:
     """Yield each attestation: a file itself, `*.attestation` below a folder, those of an archive.
 
-    Archives are kept in `opened`, which closes them.
+    Archives are kept open by `opened`; without it what they hold is read at once.
 
     Raises:
         Failure: a place cannot be read or has none.
@@ -37,7 +37,7 @@ def given_attestations(places: Iterable[Path], opened: ExitStack) -> Iterator[Gi
     for place in places:
         if place.is_dir():
             yield from _folder(place)
-        elif _is_archive(place):
+        elif is_archive(place):
             yield from _archive(place, opened)
         else:
             yield Given(str(place), partial(_read, place))
@@ -51,13 +51,16 @@ def _folder(folder: Path) -> Iterator[Given]:
         yield Given(str(file), partial(_read, file))
 
 
-def _archive(place: Path, opened: ExitStack) -> Iterator[Given]:
-    archive = opened.enter_context(ArchiveSource.open(place))
-    for path in archive.paths(Part.ATTESTATION.folder):
-        yield Given(f"{place}:{path}", partial(archive.read, path, MAX_ATTESTATION))
+def _archive(place: Path, opened: ExitStack | None) -> Iterator[Given]:
+    with ExitStack() as own:
+        archive = (own if opened is None else opened).enter_context(ArchiveSource.open(place))
+        for path in archive.paths(Part.ATTESTATION.folder):
+            load = partial(archive.read, path, MAX_ATTESTATION)
+            yield Given(f"{place}:{path}", load if opened is not None else partial(bytes, load()))
 
 
-def _is_archive(place: Path) -> bool:
+def is_archive(place: Path) -> bool:
+    """Tell whether a file calls itself a tar archive. Raises Failure where it cannot be read."""
     try:
         with place.open("rb") as file:
             return file.read(_TAR)[257:] == b"ustar"
