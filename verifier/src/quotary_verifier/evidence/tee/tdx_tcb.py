@@ -53,7 +53,8 @@ def appraise_tcb(
     """Return the TCB status, or None where the library is not installed. `facts`: of the same collateral.
 
     Raises:
-        EvidenceError: no level fits, or a part is revoked; the library refuses the quote, or it found something else than this package.
+        EvidenceError: no level fits, or a part was revoked; the library refuses the quote, or finds something else
+            than this package.
         UnsupportedError: the library is of a version that says it in another form.
     """
     level = reached_level(facts, pck, quote.body)
