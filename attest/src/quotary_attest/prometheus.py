@@ -37,7 +37,7 @@ STATES: Final = ("starting", "running", "unavailable", "stopped", "closed")
 """What the agent's state may be."""
 
 REFUSALS: Final = (
-    "attestation_failed", "attestation_unavailable", "bad_delivery", "bad_header", "bad_nonce",
+    "attestation_failed", "attestation_unavailable", "bad_delivery", "bad_header", "bad_logs", "bad_nonce",
     "bad_output_id", "http_error", "internal_error", "invalid_request_error", "invalid_signing_algo",
     "log_unavailable", "malformed_request", "model_not_measured", "model_not_served", "no_statement",
     "no_such_file", "not_found", "not_yet", "overloaded", "peer_not_allowed", "request_too_large",

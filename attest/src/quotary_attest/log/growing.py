@@ -70,9 +70,11 @@ class GrowingLogs:
         return found.digest()
 
     def read(self, file: str, size: int, digest: bytes) -> bytes:
-        """Return the first `size` bytes of a file. Raises DamagedError where they have another SHA-256."""
+        """Return the first `size` bytes of a file. Raises NotFound, DamagedError where they have another SHA-256."""
         data = read_file(self._folder / file, max_bytes=size) if _NAME.fullmatch(file) else None
-        if data is None or sha256(data).digest() != digest:
+        if data is None:
+            raise NotFound(f"the boot log {file} is there no more")
+        if sha256(data).digest() != digest:
             raise DamagedError(f"the boot log {file} does not begin with what a commit named")
         return data
 

@@ -9,6 +9,7 @@ its checkpoint, and the quote is a fresh quote, whose bound bytes no caller choo
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -21,6 +22,7 @@ from aiohttp import web
 from quotary_attest.engine.errors import Busy, UnknownOutput
 from quotary_attest.serving.attester import Attester
 from quotary_attest.serving.errors import Handler, Refusal, logger
+from quotary_attest.serving.fulllogs import LOGS, wants_logs, with_logs
 from quotary_attest.serving.notes import note_refusal
 from quotary_attest.serving.reading import FETCH_SECONDS, fetch_waiting, find_output
 from quotary_verifier.logs.workload import TYPE_MODEL, WorkloadLog, read_log
@@ -67,7 +69,10 @@ def _signing(attester: Attester, seconds: float) -> Handler:
             return _wrong_algorithm()
         try:
             output_id = await find_output(attester, request, aliases=True)
+            logs = wants_logs(request.query.getall(LOGS, []))
             attestation = await fetch_waiting(attester, output_id, seconds)
+            if logs:
+                attestation = await asyncio.to_thread(with_logs, attestation, attester.store)
         except UnknownOutput:
             return _not_found("Chat id not found or expired")
         except Refusal as refusal:

@@ -12,6 +12,7 @@ from quotary_attest.engine.errors import UnknownOutput
 from quotary_attest.serving.aliases import alias_of, credential_of, is_upstream_id
 from quotary_attest.serving.attester import STATEMENT_ID, Attester
 from quotary_attest.serving.errors import Handler, Refusal
+from quotary_attest.serving.fulllogs import LOGS, wants_logs, with_logs
 from quotary_attest.serving.headers import OUTPUT
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire.attestation import MEDIA_TYPE
@@ -58,12 +59,16 @@ async def fetch_waiting(attester: Attester, output_id: bytes, seconds: float) ->
 def fetching(attester: Attester, *, seconds: float = FETCH_SECONDS, aliases: bool = False) -> Handler:
     """Return the handler of `GET …/attestations/{id}`, which waits until the output's commit is durable.
 
-    With `aliases` the id may also be the one that the engine gave the output.
+    With `aliases` the id may also be the one that the engine gave the output. `?logs=full` asks for the boot logs in
+    full.
     """
 
     async def fetch(request: web.Request) -> web.StreamResponse:
         output_id = await find_output(attester, request, aliases=aliases)
+        logs = wants_logs(request.query.getall(LOGS, []))
         attestation = await fetch_waiting(attester, output_id, seconds)
+        if logs:
+            attestation = await asyncio.to_thread(with_logs, attestation, attester.store)
         # whoever knows the id may fetch, so no cache on the way may keep the answer
         headers = {
             "Content-Type": MEDIA_TYPE,

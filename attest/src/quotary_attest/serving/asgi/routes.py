@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import Final
+from urllib.parse import parse_qs
 
 from quotary_attest.engine.errors import UnknownOutput
 from quotary_attest.serving.aliases import alias_of, credential_of, is_upstream_id
 from quotary_attest.serving.asgi.types import Fields, Scope, Send, answer, field
 from quotary_attest.serving.attester import STATEMENT_ID, Attester
 from quotary_attest.serving.fields import ATTESTED, OUTPUT
+from quotary_attest.serving.fulllogs import LOGS, wants_logs, with_logs
 from quotary_attest.serving.paths import OWN_PREFIX, Api
 from quotary_attest.serving.refusals import Refusal, error_body, refusal_of_agent, unexpected
 from quotary_verifier.errors import MalformedError
@@ -73,10 +75,14 @@ async def _found(path: str, scope: Scope, attester: Attester, seconds: float) ->
 
 async def _attestation(text: str, scope: Scope, attester: Attester, seconds: float) -> tuple[Fields, bytes]:
     output_id = await _output_id(text, scope, attester)
+    query = parse_qs(bytes(scope.get("query_string", b"")).decode("latin-1"), keep_blank_values=True)
+    logs = wants_logs(query.get(LOGS, []))
     try:
         attestation = await attester.fetch(output_id, seconds)
     except TimeoutError:
         raise Refusal(504, "not_yet", "this output is not attested yet", retry_after=1) from None
+    if logs:
+        attestation = await asyncio.to_thread(with_logs, attestation, attester.store)
     # whoever knows the id may fetch, so no cache on the way may keep the answer
     return [
         field("content-type", MEDIA_TYPE),
