@@ -20,7 +20,7 @@ from quotary_cli.logsource import OpenSource, open_source
 from quotary_cli.output import ExitCode, Failure
 from quotary_verifier.audit.commits import CommitChecker
 from quotary_verifier.audit.engine import Audit, Extras, Progress, cannot_audit, new_state
-from quotary_verifier.audit.given import MAX_GIVEN, GivenRecord, read_given
+from quotary_verifier.audit.given import MAX_GIVEN, MAX_LISTED, GivenRecord, read_given
 from quotary_verifier.audit.opening import CannotOpen, Opened, open_log
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.audit.state import MAX_STATE, AuditState, decode_state, encode_state
@@ -50,6 +50,7 @@ class Wanted:
     state: Path | None = None
     processes: int | None = None
     progress: bool = False
+    listed: int = MAX_LISTED
 
 
 def audit_source(wanted: Wanted) -> AuditReport:
@@ -66,7 +67,7 @@ def audit_source(wanted: Wanted) -> AuditReport:
         except CannotOpen as error:
             return cannot_audit(error.finding, wanted.policy, wanted.at)
         state = _state(wanted, opened)
-        extras = Extras(given, _public(source))
+        extras = Extras(given, _public(source), wanted.listed)
         looked_for = (extras.public or frozenset[bytes]()) | {record.entry for record in given}
         left = opened.checkpoint.size - state.history.position.size
         workers: OwnProcess | Processes = OwnProcess(CommitChecker(opened.host, read), read, looked_for)

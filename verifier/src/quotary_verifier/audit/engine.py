@@ -15,7 +15,7 @@ from quotary_verifier.audit.appraise import Appraiser
 from quotary_verifier.audit.boundary import BootCloser
 from quotary_verifier.audit.commits import CheckedCommit
 from quotary_verifier.audit.findings import Code, Finding, Place, Severity
-from quotary_verifier.audit.given import GivenRecord, Records
+from quotary_verifier.audit.given import MAX_LISTED, GivenRecord, Records
 from quotary_verifier.audit.history import HistoryFold
 from quotary_verifier.audit.opening import Opened
 from quotary_verifier.audit.reading import Blobs, Read
@@ -47,10 +47,14 @@ class Progress:
 
 @frozen
 class Extras:
-    """What an audit may have besides the log: given records, and the digests of all blobs where they are known."""
+    """What an audit may have besides the log: given records, and the digests of all blobs where they are known.
+
+    `listed` is how many of the records, and of the ranges of leaves without one, the report lists.
+    """
 
     given: tuple[GivenRecord, ...] = ()
     public: frozenset[bytes] | None = None
+    listed: int = MAX_LISTED
 
 
 def new_state(opened: Opened, policy: Policy, at: int) -> AuditState:
@@ -92,7 +96,7 @@ class Audit:
         self._statements = Statements(state.statements, blobs, sink, searched=extras.public is not None)
         appraiser = Appraiser(policy, host, opened.key, blobs, at)
         self._closer = BootCloser(appraiser, blobs, Workloads(blobs, host.identity.workload_pcr), own)
-        self._records = Records(extras.given, host, opened.key, sink) if extras.given else None
+        self._records = Records(extras.given, host, opened.key, sink, extras.listed) if extras.given else None
         self._public = extras.public or frozenset()
         position = state.history.position
         self._begun = position.size

@@ -102,8 +102,16 @@ class Matching:
 class Records:
     """Matches given records to a log, commit by commit."""
 
-    def __init__(self, given: tuple[GivenRecord, ...], host: Host, key: AttestationKey, sink: Sink) -> None:
+    def __init__(
+        self,
+        given: tuple[GivenRecord, ...],
+        host: Host,
+        key: AttestationKey,
+        sink: Sink,
+        listed: int = MAX_LISTED,
+    ) -> None:
         self._given = given
+        self._listed = listed
         self._host, self._key, self._sink = host, key, sink
         self._matching = Matching()
         self._by_size: dict[int, list[GivenRecord]] = {}
@@ -139,7 +147,7 @@ class Records:
         matching.omitted += end - start
         if matching.ranges and matching.ranges[-1][1] == start:
             matching.ranges[-1] = (matching.ranges[-1][0], end)
-        elif len(matching.ranges) < MAX_LISTED:
+        elif len(matching.ranges) < self._listed:
             matching.ranges.append((start, end))
 
     def finish(self, complete: bool, sink: Sink) -> MatchedRecords:
@@ -173,8 +181,8 @@ class Records:
             len(self._given),
             len(places),
             matching.omitted,
-            tuple(places[:MAX_LISTED]),
-            tuple(unmatched[:MAX_LISTED]),
+            tuple(places[: self._listed]),
+            tuple(unmatched[: self._listed]),
             tuple(matching.ranges),
         )
 
