@@ -111,3 +111,13 @@ def test_it_can_be_copied_and_pickled() -> None:
 def test_a_check_after_construction_is_done() -> None:
     with pytest.raises(ValueError, match="negative"):
         Checked(-1)
+
+
+@frozen
+class Unluckily:
+    missing: dict[str, int] = field(default_factory=dict)
+
+
+def test_a_field_may_have_any_name_and_still_takes_its_value() -> None:
+    assert Unluckily({"a": 1}).missing == {"a": 1}
+    assert Unluckily().missing == {}

@@ -43,7 +43,7 @@ def frozen(cls: type[T]) -> type[T]:
 
 def _initialiser(made: type[Any]) -> Callable[..., None]:
     """Compile `__init__`: a parameter for each field, and one call of its slot's setter."""
-    names: dict[str, Any] = {"missing": MISSING}
+    names: dict[str, Any] = {"_missing_": MISSING}  # no field may have a name that stands here
     parameters, lines = [], []
     for item in fields(made):
         name, value = item.name, item.name
@@ -53,7 +53,8 @@ def _initialiser(made: type[Any]) -> Callable[..., None]:
             parameter, value = f"{name}=default_{name}", name if item.init else f"default_{name}"
         elif item.default_factory is not MISSING:
             names[f"default_{name}"] = item.default_factory
-            parameter, value = f"{name}=missing", f"default_{name}() if {name} is missing else {name}"
+            parameter = f"{name}=_missing_"
+            value = f"default_{name}() if {name} is _missing_ else {name}"
         else:
             parameter = name
         if item.init:
