@@ -25,7 +25,15 @@ from quotary.errors import (
     AttestationRejected,
 )
 from quotary.judge import Judge, OtherOriginError
-from quotary_verifier import HashedBody, MalformedError, NotChecked, Question, Rejected, Verdict
+from quotary_verifier import (
+    HashedBody,
+    MalformedError,
+    NotChecked,
+    PolicyError,
+    Question,
+    Rejected,
+    Verdict,
+)
 from quotary_verifier.wire.inband_stream import Stripper
 from quotary_verifier.wire.limits import MAX_NONCE, MIN_NONCE
 from quotary_verifier.wire.names import parse_output_id
@@ -310,6 +318,8 @@ class Exchange:
             self.error = AttestationRejected(str(error), self, error.report)
         except NotChecked as error:
             self.error = AttestationNotChecked(str(error), self, error.report)
+        except PolicyError as error:  # it ended while the client was in use
+            self.error = AttestationNotChecked(str(error), self)
         except OtherOriginError as error:
             self.error = AttestationRejected(str(error), self, error.verdict.report)
 
