@@ -84,8 +84,8 @@ class Subtree:
     stopped: Finding | None = field(default=None)
 
 
-def leaf_hashes_of(bundle: bytes, width: int) -> bytes:
-    """Return the leaf hashes of an entry bundle of `width` entries of 32 bytes, as one byte string.
+def leaves_of(bundle: bytes, width: int) -> tuple[bytes, ...]:
+    """Return the leaves of an entry bundle of `width` entries of 32 bytes, as they are hashed: 0x00 ‖ entry.
 
     Raises MalformedError unless it is exactly that.
     """
@@ -97,9 +97,13 @@ def leaf_hashes_of(bundle: bytes, width: int) -> bytes:
         raise MalformedError(f"it is no bundle of {width} entries of 32 bytes")
     prefixed = bytearray(bundle)
     prefixed[1::ENTRY_BYTES] = _ZEROS[:width]  # the low byte of each length becomes the prefix of a leaf
-    unpacked = _PREFIXED.unpack(prefixed) if width == TILE_WIDTH else Struct("x33s" * width).unpack(prefixed)
+    return _PREFIXED.unpack(prefixed) if width == TILE_WIDTH else Struct("x33s" * width).unpack(prefixed)
+
+
+def hashes_of(leaves: Sequence[bytes]) -> bytes:
+    """Return the hashes of leaves as one byte string."""
     sha = sha256
-    return b"".join([sha(entry).digest() for entry in unpacked])
+    return b"".join([sha(leaf).digest() for leaf in leaves])
 
 
 def tile_root(hashes: bytes) -> bytes:
@@ -139,7 +143,8 @@ class _Hashing:
     )
 
     def __init__(self, read: Read, job: SubtreeJob, wanted: frozenset[bytes]) -> None:
-        self._read, self._job, self._wanted = read, job, wanted
+        self._read, self._job = read, job
+        self._wanted = frozenset([b"\0" + entry for entry in wanted])
         self._roots: list[bytes] = []
         self._partials: dict[int, tuple[bytes, ...]] = {}
         self._entries: dict[int, bytes] = {}
@@ -175,14 +180,14 @@ class _Hashing:
         hashes = b""
         if bundle is not None:
             try:
-                hashes = leaf_hashes_of(bundle, width)
+                leaves = leaves_of(bundle, width)
+                hashes = hashes_of(leaves)
+                self._take_entries(leaves, number, asked)
             except MalformedError as error:
                 bundle_wrong = _false(Code.BUNDLE, bundle_at, number, f"{bundle_at}: {error}")
         if tile is not None and len(tile) != HASH_SIZE * width:
             tile_wrong = _false(Code.TILE, tile_at, number, f"{tile_at}: it has {len(tile)} bytes")
             tile = None
-        if hashes and bundle is not None:
-            self._take_entries(bundle, number, asked)
         if hashes and hashes == tile:
             self._keep(hashes, number, width)
             return None
@@ -253,17 +258,14 @@ class _Hashing:
             self._keep(hashes or tile or b"", number, width)
         self._doubtful.append(HashedTile(number, bool(hashes), root, stored, finding, otherwise))
 
-    def _take_entries(self, bundle: bytes, number: int, asked: list[int]) -> None:
+    def _take_entries(self, leaves: tuple[bytes, ...], number: int, asked: list[int]) -> None:
         start = number * TILE_WIDTH
         for leaf in asked:
-            at = (leaf - start) * ENTRY_BYTES + 2
-            if at < len(bundle):
-                self._entries[leaf] = bundle[at : at + HASH_SIZE]
-        if self._wanted:
-            entries = [bundle[at : at + HASH_SIZE] for at in range(2, len(bundle), ENTRY_BYTES)]
-            if not self._wanted.isdisjoint(entries):
-                hits = ((start + at, entry) for at, entry in enumerate(entries) if entry in self._wanted)
-                self._found.update(hits)
+            if leaf - start < len(leaves):
+                self._entries[leaf] = leaves[leaf - start][1:]
+        if not self._wanted.isdisjoint(leaves):
+            hits = ((start + at, leaf[1:]) for at, leaf in enumerate(leaves) if leaf in self._wanted)
+            self._found.update(hits)
 
 
 def _by_tile(leaves: Sequence[int], *, last: bool) -> dict[int, list[int]]:
