@@ -52,7 +52,7 @@ class Ran:
             if path[:1] == b"/"
             for digest in digests
         ]
-        lines.sort(key=_path_of)
+        lines.sort(key=path_of)
         return b"".join(lines)
 
     def named(self) -> Iterator[tuple[bytes, bytes]]:
@@ -63,7 +63,8 @@ class Ran:
                     yield digest, path
 
 
-def _path_of(text: bytes) -> bytes:
+def path_of(text: bytes) -> bytes:
+    """Return the path in a line of a list, by which lists are sorted."""
     return text.partition(b" ")[2]
 
 

@@ -160,12 +160,6 @@ def models_of(boots: Iterable[GoodBoot]) -> Mapping[tuple[str, bytes], tuple[str
     return {key: tuple(names) for key, names in sorted(found.items())}
 
 
-def all_shown(boots: Iterable[GoodBoot]) -> bool:
-    """Tell whether every event of every epoch came in full, so that a rule on all of them can be met."""
-    logs = [boot.evidence.workload for boot in boots]
-    return all(log is not None and all(one.event is not None for one in log.current) for log in logs)
-
-
 def models_text(models: Mapping[tuple[str, bytes], tuple[str, ...]], total: int) -> str:
     """Return the `[[model]]` tables."""
     parts = []

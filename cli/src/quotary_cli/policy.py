@@ -8,9 +8,11 @@ import click
 from quotary_cli.lazy import LazyGroup
 
 _COMMANDS = {
+    "new": ("quotary_cli.policy_new", "new", "Make a policy from a template."),
     "learn": ("quotary_cli.policy_learn", "learn", "Make a policy of good boots."),
     "check": ("quotary_cli.policy_check", "check", "Tell every departure of a host from a policy."),
     "diff": ("quotary_cli.policy_diff", "diff", "Compare two hosts or two boots, down to the event."),
+    "import": ("quotary_cli.policy_import", "imports", "Make lists of what sha256sum or Keylime made."),
     "key": ("quotary_cli.policy_key", "key", "Make a key that signs policies, in a file or in a TPM."),
     "sign": ("quotary_cli.policy_sign", "sign", "Sign a policy, with a version and an end."),
     "verify": ("quotary_cli.policy_sign", "verify", "Verify a signed policy, and get the policy out."),

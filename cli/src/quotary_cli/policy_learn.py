@@ -20,7 +20,6 @@ from quotary_cli.learning import GoodBoot, Kind, kinds_of
 from quotary_cli.learntext import (
     MIN_CERTAIN,
     ListFile,
-    all_shown,
     counted,
     models_of,
     models_text,
@@ -160,7 +159,7 @@ def _learn(text: str, trust: Policy, boots: tuple[GoodBoot, ...], out: Path, at:
     files = None if measured is None else ListFile(_list_name(out), hashlib.sha256(listed).digest())
     models = {} if trust.models else models_of(boots)
     head = f"{text.rstrip()}\n\n" + remark(f"Learned from {_seen(boots)}.")
-    tail = models_text(models, len(boots)) + _only_models(text, trust, boots)
+    tail = models_text(models, len(boots))
     departures: list[tuple[GoodBoot, Finding]] = []
     for aggregate in (True, False):
         whole = f"{head}\n{platform_text(kinds, measured, files, aggregate)}\n{tail}"
@@ -203,14 +202,6 @@ def _ran(boots: Sequence[GoodBoot]) -> Ran | None:
 def _list_name(out: Path) -> str:
     stem = re.sub(r"[^A-Za-z0-9_.+-]", "_", out.stem)[:80].lstrip(".+-")
     return f"{stem or 'policy'}.files.sha256sum"
-
-
-def _only_models(text: str, trust: Policy, boots: Sequence[GoodBoot]) -> str:
-    if "workload" in tomllib.loads(text) or trust.models or not models_of(boots) or not all_shown(boots):
-        return ""
-    return "\n" + table(
-        "[workload]", [("only_models", "true")], remarks=["no other model may be ready to serve beside these"]
-    )
 
 
 def _seen(boots: Sequence[GoodBoot]) -> str:
