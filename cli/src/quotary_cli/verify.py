@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,6 +31,9 @@ from quotary_verifier import (
     verify as verify_output,
 )
 from quotary_verifier.wire.limits import MAX_ATTESTATION
+
+if TYPE_CHECKING:
+    from quotary_cli.bootlogs import BootLogFiles
 
 SCHEMA = "quotary-verify/v1"
 SUFFIX = ".attestation"
@@ -75,6 +78,13 @@ class Job:
     is_flag=True,
     help="Each OUTPUT is the attestation of what a host states of its answers, and no output.",
 )
+@click.option(
+    "--with-logs",
+    "logs",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    help="Where boot logs are that attestations name by digest: a file, a folder, or an archive; may be given again.",
+)
 @click.option("--exact", is_flag=True, help="Allow no tolerance in how the file's bytes are matched.")
 @click.option("--explain", is_flag=True, help="Show every step of the recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -87,6 +97,7 @@ def verify(
     at: str | None,
     fresh: bool,
     statement: bool,
+    logs: tuple[Path, ...],
     exact: bool,
     explain: bool,
     as_json: bool,
@@ -112,9 +123,11 @@ def verify(
             code=ExitCode.USAGE,
         )
     results = []
+    kept = _kept_logs(logs)
     jobs = _whole_jobs(outputs) if fresh or statement else _jobs(outputs, attestation)
     for job in _with_progress(list(jobs), as_json):
-        question = Question(job.output, moment, request_body, nonce_bytes, exact)
+        given = {} if kept is None else kept.for_attestation(job.output if statement else job.attestation)
+        question = Question(job.output, moment, request_body, nonce_bytes, exact, given)
         results.append((job.name, _verify_one(job, question, rules)))
     if as_json:
         print_json(_as_json(results))
@@ -128,17 +141,28 @@ def _verify_one(job: Job, question: Question, policy: Policy) -> Report:
     try:
         if job.attestation is None:
             if question.nonce is None:
-                return _statement(job.output, question.at, policy)
+                return _statement(job.output, question, policy)
             return verify_fresh(job.output, question.nonce, question.at, policy).report
         return verify_output(job.attestation, question, policy).report
     except (Rejected, NotChecked) as outcome:
         return outcome.report
 
 
-def _statement(attestation: bytes, at: int, policy: Policy) -> Report:
+def _statement(attestation: bytes, question: Question, policy: Policy) -> Report:
     from quotary_verifier import verify_statement  # late: most verifications need none of it
 
-    return verify_statement(attestation, at, policy).verdict.report
+    return verify_statement(attestation, question.at, policy, question.logs).verdict.report
+
+
+def _kept_logs(places: tuple[Path, ...]) -> BootLogFiles | None:
+    """Return where boot logs are to be looked for; None, and no code loaded, where nobody says so."""
+    if not places:
+        return None
+    from quotary_cli.bootlogs import BootLogFiles
+
+    kept = BootLogFiles(places)
+    click.get_current_context().call_on_close(kept.close)
+    return kept
 
 
 def _exit_code(reports: list[Report]) -> ExitCode:
