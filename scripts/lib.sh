@@ -18,6 +18,8 @@ MEMBERS=(verifier attest cli)
     PACKAGES_TPM=(swtpm swtpm-tools)
     PACKAGES_TEST=(tpm2-tools tpm2-abrmd libtss2-tcti-tabrmd0 libglib2.0-bin dbus openssl)
     PACKAGES_DOCKER=(docker.io docker-compose debootstrap)
+    PACKAGES_VM=(qemu-system-x86 ovmf systemd-boot-efi mtools dosfstools e2fsprogs fdisk binutils) # a measured machine
+    PACKAGES_VM_ATTACKS=(sbsigntool openssl)                                                       # and Secure Boot's
 }
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore

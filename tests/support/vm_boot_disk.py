@@ -146,8 +146,16 @@ def write_variables(keys: Keys | None, target: Path) -> None:
     enrolled = []
     for option, name in (("--set-pk", "PK"), ("--add-kek", "KEK"), ("--add-db", "db")):
         enrolled += [option, OWNER, str(keys.folder / f"{name}.pem")]
+    _edit_variables("--input", template, "--output", target, "--secure-boot", *enrolled)
+
+
+def switch_secure_boot_off(variables: Path) -> None:
+    """What the switch in the firmware's setup does: the keys stay."""
+    _edit_variables("--inplace", variables, "--set-false", "SecureBootEnable")
+
+
+def _edit_variables(*arguments: str | Path) -> None:
     tool = "import sys; sys.path.insert(0, sys.argv.pop(1)); from virt.firmware.vars import main; sys.exit(main())"
-    arguments = ["--input", template, "--output", target, "--secure-boot", *enrolled]
     run(sys.executable, "-I", "-c", tool, _virt_firmware(), *arguments)
 
 

@@ -25,11 +25,12 @@ from vm_boot_disk import Boot, write_boot_disk, write_variables
 from vm_image import FIRMWARE, Image
 from vm_packages import find_program, run
 
+from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.inband import strip
 
 MODEL = b"measured weights, and more of them\n"
 STATE_UUID = "6e1f2c1a-6f0e-4c36-9a55-7a0f3d2b9c14"
-_BOOT_SECONDS = 90.0
+_BOOT_SECONDS = 300.0
 _COMMAND_SECONDS = 60.0
 _LOGS = {
     "tcg": "/sys/kernel/security/tpm0/binary_bios_measurements",
@@ -46,10 +47,11 @@ class Machine:
 
     def __init__(self, folder: Path, image: Image, boot: Boot, *, banks: str = "sha256") -> None:
         """Make one with new disks, variables and TPM, in a folder that need not exist."""
-        self.folder, self.image = folder, image
+        self.folder = folder
         folder.mkdir(exist_ok=True)
+        _own_copy(image.root, folder / "root.ext4")
         self.install(boot)
-        write_variables(boot.keys, folder / "variables.fd")
+        write_variables(boot.keys, self.variables)
         with tempfile.TemporaryDirectory(dir=folder) as state:
             (Path(state) / "model.gguf").write_bytes(MODEL)
             run("mke2fs", "-q", "-t", "ext4", "-U", STATE_UUID, "-d", state, self.state, "32M")
@@ -61,6 +63,11 @@ class Machine:
     def state(self) -> Path:
         """The disk that holds the agent's state and the model."""
         return self.folder / "state.ext4"
+
+    @property
+    def variables(self) -> Path:
+        """The firmware's variables, Secure Boot's keys among them."""
+        return self.folder / "variables.fd"
 
     @property
     def serial(self) -> Path:
@@ -134,8 +141,8 @@ class Machine:
         if self.secure:
             command += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
         command += ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"]
-        command += ["-drive", f"if=pflash,unit=1,format=raw,file={self.folder / 'variables.fd'}"]
-        disks = ((self.folder / "boot.disk", "on"), (self.image.root, "on"), (self.state, "off"))
+        command += ["-drive", f"if=pflash,unit=1,format=raw,file={self.variables}"]
+        disks = ((self.folder / "boot.disk", "on"), (self.folder / "root.ext4", "on"), (self.state, "off"))
         for number, (disk, readonly) in enumerate(disks):
             command += ["-drive", f"if=none,id=disk{number},format=raw,readonly={readonly},file={disk}"]
             boot = ",bootindex=0" if number == 0 else ""
@@ -164,6 +171,14 @@ class Machine:
                 time.sleep(0.01)  # it has no other way to say so
             connection.sendall(b"hello\n")
             yield Console(connection, self.serial)
+
+
+def _own_copy(file: Path, to: Path) -> None:
+    """A link where that goes: the cache may drop an image that somebody still boots from."""
+    try:
+        to.hardlink_to(file)
+    except OSError:
+        shutil.copy(file, to)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -199,12 +214,13 @@ class Console:
         try:
             data = self._connection.recv(1 << 20)
         except TimeoutError:
-            raise GuestError(f"the guest said nothing for {seconds:.0f} s; {self._shown()}") from None
+            raise GuestError(f"the guest said nothing for {seconds:.0f} s; {self.shown()}") from None
         if not data:
-            raise GuestError(f"the guest ended; {self._shown()}")
+            raise GuestError(f"the guest ended; {self.shown()}")
         self._buffer += data
 
-    def _shown(self) -> str:
+    def shown(self) -> str:
+        """The end of what the serial console showed."""
         text = self._serial.read_bytes()[-6000:].decode(errors="replace") if self._serial.exists() else ""
         return f"its serial console:\n{text}"
 
@@ -219,12 +235,18 @@ class Guest:
     ready: dict[str, Any] | None
     """What the agent said when it was ready; None where it refused to start."""
 
+    @property
+    def origin(self) -> str:
+        """The agent's log."""
+        assert self.ready is not None, self.console.shown()
+        return str(self.ready["origin"])
+
     def run(self, command: str) -> bytes:
         """Run a line of shell as root, and return its output; what fails is an error."""
         code, out, err = self.console.run(command)
         if code:
             raise GuestError(
-                f"{command!r} gave {code}: {err.decode(errors='replace')} {self.console._shown()}"
+                f"{command!r} gave {code}: {err.decode(errors='replace')} {self.console.shown()}"
             )
         return out
 
@@ -244,6 +266,18 @@ class Guest:
             body, attestation = strip(response.read())
         assert attestation is not None, "the answer carries no attestation"
         return Answer(body, attestation)
+
+    def logs_of(self, attestation: bytes) -> dict[str, bytes]:
+        """The boot logs that an attestation names by their digests, as the agent serves them."""
+        named = Attestation.decode(attestation).boot_logs
+        return {name: self.get(f"/quotary/v1/blob/{digest.hex()}") for name, digest in named.items()}
+
+    def get(self, path: str) -> bytes:
+        """What the proxy answers there."""
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.port}{path}", timeout=_COMMAND_SECONDS
+        ) as response:
+            return bytes(response.read())
 
     def fresh_quote(self, nonce: bytes) -> bytes:
         """Have the agent quote the platform as it is now, over a nonce."""

@@ -247,7 +247,7 @@ def _mebibytes(tree: Path) -> int:
 
 def _initrd(system: Path) -> bytes:
     """An initramfs (cpio, "newc"), the same bytes every time."""
-    folders = ("bin", "dev", "proc", "root", "modules")
+    folders = ("bin", "dev", "proc", "system", "modules")
     entries = [(name, 0o040755, b"") for name in folders]
     entries.append(("init", 0o100755, (GUEST / "initramfs.sh").read_bytes()))
     entries.append(("bin/busybox", 0o100755, (system / "tree/bin/busybox").read_bytes()))

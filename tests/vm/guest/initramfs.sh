@@ -7,8 +7,8 @@ set -e
 while read -r module; do /bin/busybox insmod "/modules/$module"; done </modules/order
 /bin/busybox ifconfig lo 127.0.0.1 up
 /bin/busybox ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
-/bin/busybox mount -t ext4 -o ro /dev/vdb /root
-/bin/busybox mount -t ext4 -o noatime /dev/vdc /root/var/lib/quotary
-/bin/busybox mount --move /dev /root/dev
-/bin/busybox mount --move /proc /root/proc
-exec /bin/busybox switch_root /root /sbin/init
+/bin/busybox mount -t ext4 -o ro /dev/vdb /system
+/bin/busybox mount -t ext4 -o noatime /dev/vdc /system/var/lib/quotary
+/bin/busybox mount --move /dev /system/dev
+/bin/busybox mount --move /proc /system/proc
+exec /bin/busybox switch_root /system /sbin/init
