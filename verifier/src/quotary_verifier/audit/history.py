@@ -111,8 +111,9 @@ class HistoryFold:
         moved = step is not None and not step.same_boot and not slept
         broken = commit.before not in (position.chain, ZERO)
         due = not position.commits or commit.first > position.size or moved or broken
-        if not due and commit.workload == position.workload:
-            return None  # every start begins a new epoch
+        if position.commits and not moved and commit.workload == position.workload:
+            self._no_start(commit)  # every start begins a new epoch
+            return None
         where = Place(commit=commit.number, leaf=commit.first)
         entry = entries.get(commit.first)
         if entry is None:
@@ -124,7 +125,10 @@ class HistoryFold:
             clock = None if commit.quoted is None else commit.quoted.attest.clock
             check_place(start, commit.before, clock, position.clock)
         except Absent as error:
-            self._absent(commit, error, due, moved)
+            if due:  # else it is a new epoch, and no start
+                where = Place(error.path, commit.number, commit.first)
+                message = f"the boot record of a start is not published: {error}"
+                self._sink.tell(Code.START, _COULD_NOT, where, message)
             return None
         except UnsupportedError as error:
             self._sink.tell(Code.START, _COULD_NOT, where, str(error))
@@ -140,21 +144,15 @@ class HistoryFold:
             return None
         return start
 
-    def _absent(self, commit: CheckedCommit, error: Absent, due: bool, moved: bool) -> None:
-        """Judge a commit whose first leaf is no public record."""
-        position = self.state.position
-        if not due:
-            return  # a new epoch, and no start
-        where = Place(commit=commit.number, leaf=commit.first)
-        begun = not position.commits or moved or commit.workload != position.workload
-        if begun:
-            message = f"the boot record of a start is not published: {error}"
-            self._sink.tell(Code.START, _COULD_NOT, Place(error.path, commit.number, commit.first), message)
-        elif commit.first > position.size:
+    def _no_start(self, commit: CheckedCommit) -> None:
+        """Judge the range of a commit that cannot be that of a start: it goes on where the one before ended."""
+        size = self.state.position.size
+        if commit.first > size:
             message = (
-                f"leaves {position.size} to {commit.first - 1} belong to no commit, and no start begins here:"
+                f"leaves {size} to {commit.first - 1} belong to no commit, and no start begins here:"
                 f" a commit between {commit.number - 1} and {commit.number} is missing"
             )
+            where = Place(commit=commit.number, leaf=commit.first)
             self._sink.tell(Code.RANGE, _FALSE, where, message)
 
     def _range(self, commit: CheckedCommit, where: Place, started: bool) -> None:
