@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any, Final
 
-from quotary_cli.bootevents import Subject, subject_of
+from quotary_cli.bootevents import SECTION_NAME, Subject, subject_of
 from quotary_verifier.logs.tcg import Event
 
 _SHOWN: Final = 16
@@ -138,6 +138,7 @@ def _by_pcr(events: Iterable[Event] | None) -> dict[int, list[Subject]]:
 
 def _register(pcr: int, old: Sequence[Subject], new: Sequence[Subject]) -> Iterator[Change]:
     """Compare the events of one register: what stands in another order only is told as such."""
+    old, new = ([one for one in side if one.kind != SECTION_NAME] for side in (old, new))
     left, right = ([(one.slot, one.event.digest) for one in side] for side in (old, new))
     matcher = SequenceMatcher(a=left, b=right, autojunk=False)
     gone: list[Subject] = []

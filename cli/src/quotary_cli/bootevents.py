@@ -17,6 +17,7 @@ from quotary_verifier.logs.tcg import Event
 from quotary_verifier.logs.tcg_types import type_name
 from quotary_verifier.logs.uefi import (
     Variable,
+    file_names,
     parse_gpt,
     parse_image_load,
     parse_signature_lists,
@@ -24,6 +25,8 @@ from quotary_verifier.logs.uefi import (
 )
 from quotary_verifier.policy.names import entry_name
 
+SECTION_NAME: Final = "section name"
+"""Of an event that only announces a section of a unified kernel image; the next one is of the section itself."""
 DATABASES: Final = ("PK", "KEK", "db", "dbx")
 _GPT = frozenset({t.EV_EFI_GPT_EVENT, t.EV_EFI_GPT_EVENT2})
 _BLOBS = frozenset({t.EV_EFI_PLATFORM_FIRMWARE_BLOB, t.EV_EFI_PLATFORM_FIRMWARE_BLOB2})
@@ -39,7 +42,8 @@ _LOADERS: Final = (
     ("mmx64.efi", "MokManager"),
 )
 """What a part of an image's file name stands for, first match first."""
-_FIRMWARE_FILE = "FvFile("
+_UNIFIED: Final = "/efi/linux/"
+"""Where systemd-boot looks for unified kernel images."""
 _MAX_LABEL: Final = 160
 
 
@@ -67,7 +71,7 @@ class Subject:
     def title(self) -> str:
         """The subject for people."""
         if self.kind == "application":
-            return _loader(self.name)
+            return _image(self.name)
         if self.kind == "variable":
             return {"SecureBoot": "Secure Boot", "BootOrder": "the boot order"}.get(self.name, self.name)
         if self.kind in {"command line", "command", "firmware version", "separator", "partition table"}:
@@ -82,7 +86,8 @@ def subject_of(event: Event) -> Subject:
         if kind in t.VARIABLE_TYPES:
             return _variable(event)
         if kind in t.IMAGE_TYPES:
-            path = device_path(parse_image_load(event.untrusted_data).device_path)
+            device = parse_image_load(event.untrusted_data).device_path
+            path = file_names(device) or device_path(device)
             application = kind == t.EV_EFI_BOOT_SERVICES_APPLICATION
             return Subject(event, "application" if application else "driver", path[-_MAX_LABEL:])
         if kind in _GPT:
@@ -137,14 +142,11 @@ def _loader_event(event: Event) -> Subject:
     if found.untrusted_kind is Kind.COMMAND:
         return Subject(event, "command", label, text=text)
     if found.untrusted_kind is Kind.SECTION:
-        return Subject(event, "section", label)
+        return Subject(event, SECTION_NAME if event.coverage is t.Coverage.NAME else "section", label)
     if found.untrusted_kind is Kind.MOK:
         return Subject(event, "shim's list", label)
     if found.untrusted_kind is Kind.TAG:
-        name, _, shown = label.partition(": ")
-        if "command line" in name:
-            return Subject(event, "command line", name, text=text if text is not None else shown)
-        return Subject(event, "measurement", name)
+        return Subject(event, "what was measured as", label.partition(": ")[0])
     return Subject(event, "file", label, text=text if event.coverage is t.Coverage.DATA else None)
 
 
@@ -169,9 +171,12 @@ def _text(event: Event) -> str | None:
     return data.decode(encoding, "backslashreplace").rstrip("\0")
 
 
-def _loader(path: str) -> str:
+def _image(path: str) -> str:
     """Name an image by its file, as its path says."""
-    file = path.replace("\\", "/").rpartition("/")[2].lower()
+    whole = path.replace("\\", "/").lower()
+    file = whole.rpartition("/")[2]
+    if _UNIFIED in whole:
+        return f"the unified kernel image ({path})"
     for part, name in _LOADERS:
         if part in file:
             return f"{name} ({path})"

@@ -26,8 +26,8 @@ def inspect(file: Path, as_json: bool, as_cel: bool) -> None:
     """Show what FILE holds, without verifying it.
 
     Knows attestations, records, signed notes, TPM quotes, fresh quotes, workload logs, event logs of firmware (TCG,
-    CCEL), IMA logs, history files, certificates, enrolment files, policies, and response bodies that carry an
-    attestation.
+    CCEL), IMA logs, history files, certificates, enrolment files, policies (also signed ones), and response bodies that
+    carry an attestation.
     """
     if as_json and as_cel:
         raise click.UsageError("--json and --cel-json are two forms of output: give one")
@@ -39,7 +39,7 @@ def inspect(file: Path, as_json: bool, as_cel: bool) -> None:
     if len(data) > MAX_FILE:
         raise Failure(f"{file}: larger than {MAX_FILE >> 20} MiB", code=ExitCode.REJECTED)
     try:
-        kind, content = describe(data)
+        kind, content = describe(data, file.parent)
         if as_cel:
             from quotary_cli.celjson import print_cel_json
 

@@ -7,9 +7,11 @@ Binary formats are told apart by their first bytes and their kind field, never b
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from quotary_cli.logkinds import boot_log_view, log_view
+from quotary_cli.policyviews import policy_view, signed_policy_view
 from quotary_cli.views import (
     attest_view,
     certificates_view,
@@ -19,7 +21,6 @@ from quotary_cli.views import (
     genesis_view,
     note_view,
     plain,
-    policy_view,
     record_view,
     support_view,
     time_view,
@@ -27,6 +28,7 @@ from quotary_cli.views import (
 from quotary_verifier.errors import MalformedError, QuotaryError
 from quotary_verifier.logs.cel import parse_log
 from quotary_verifier.logs.workload import KIND_EVENT, WorkloadEvent, read_log
+from quotary_verifier.policy.signed import is_signed_policy
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.attestation import KIND_ATTESTATION, Attestation
 from quotary_verifier.wire.declaration import Declaration
@@ -62,8 +64,10 @@ _ENROLMENT_FIELDS = {
 """Fields 2 and on of each enrolment file, in docs/spec/enrolment.cddl's order."""
 
 
-def describe(data: bytes) -> tuple[str, Content]:
+def describe(data: bytes, folder: Path | None = None) -> tuple[str, Content]:
     """Return the kind of an artefact, and its content as plain values for people and JSON.
+
+    `folder` is where it stands: a policy may name lists beside it.
 
     Raises:
         MalformedError: it is of no known kind, or not what its first bytes say.
@@ -79,12 +83,14 @@ def describe(data: bytes) -> tuple[str, Content]:
         return "certificate", certificates_view(data)
     if data[0] >> 5 == 5:
         return _artefact(data)
+    if is_signed_policy(data):
+        return "signed policy", signed_policy_view(data, folder)
     found = log_view(data)
     if found is not None:
         return found
     if data[:5] == b"\x00\x00\x00\x00\x08":
         return "workload log", _workload_log(data)
-    return _text(data)
+    return _text(data, folder)
 
 
 def _artefact(data: bytes) -> tuple[str, Content]:
@@ -189,7 +195,7 @@ def _workload_log(data: bytes) -> Content:
     }
 
 
-def _text(data: bytes) -> tuple[str, Content]:
+def _text(data: bytes, folder: Path | None) -> tuple[str, Content]:
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -197,7 +203,7 @@ def _text(data: bytes) -> tuple[str, Content]:
     if "\n\n\u2014 " in text:
         return "signed note", note_view(data)
     if "quotary-policy/" in text:
-        return "policy", policy_view(data)
+        return "policy", policy_view(data, folder)
     body, embedded = strip(data)
     if embedded is not None:
         return "response body", {"body_bytes": len(body), "attestation": _attestation(embedded)}

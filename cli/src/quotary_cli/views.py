@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from quotary_verifier.errors import MalformedError, PolicyError
+from quotary_verifier.errors import MalformedError
 from quotary_verifier.logs.workload import WorkloadEvent
 from quotary_verifier.pki.anchors import UNREADABLE
 from quotary_verifier.tlog.checkpoint import parse_checkpoint
@@ -213,49 +213,6 @@ def _names(certificate: Any) -> list[str]:
         return []
     values = [name.value for name in names]
     return [value.rfc4514_string() if isinstance(value, x509.Name) else str(value) for value in values]
-
-
-def policy_view(data: bytes) -> Content:
-    """Show a policy."""
-    from quotary_verifier.policy.load import load_policy
-
-    try:
-        policy = load_policy(data)
-    except PolicyError as error:
-        raise MalformedError(str(error)) from None
-    return {
-        "digest": policy.digest.hex(),
-        "description": policy.description,
-        "authorities": [
-            {"name": item.name, "hosts": list(item.hosts) or "any"} for item in policy.authorities
-        ],
-        "pins": sorted(policy.pins),
-        "software_tpm": policy.software_tpm,
-        "unauthenticated_ak": policy.unauthenticated_ak,
-        "safe_clock": policy.safe_clock,
-        "pcrs": {
-            str(pcr): sorted(value.hex() for value in values) for pcr, values in sorted(policy.pcrs.items())
-        },
-        "models": [
-            {
-                "name": model.name,
-                "weights": None if model.weights is None else model.weights.hex(),
-                "link": model.link.name.lower(),
-            }
-            for model in policy.models
-        ],
-        "opaque_events": policy.opaque_events,
-        "states": sorted(state.name.lower() for state in policy.states),
-        "freshness": {
-            "nonce": policy.freshness.nonce,
-            "max_age": policy.freshness.max_age,
-            "trust_host_clock": policy.freshness.trust_host_clock,
-        },
-        "witnesses": {
-            "threshold": policy.witnesses.threshold,
-            "keys": [key.name for key in policy.witnesses.keys],
-        },
-    }
 
 
 def time_view(milliseconds: int) -> str:

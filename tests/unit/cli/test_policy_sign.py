@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from pathlib import Path
@@ -209,3 +210,28 @@ def test_the_consumers_library_takes_signed_policies_as_it_is_told(folder: Path)
         Judge(Checks(HOST.policy(), policy_trust=trust))
     with pytest.raises(PolicyError, match="expired"):
         Judge(Checks(Path("fleet.policy"), policy_trust=trust, clock=lambda: END))
+
+
+def test_inspect_shows_a_signed_policy_and_that_nothing_was_verified(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sign(3) == 0
+    code, found = attest("inspect", "fleet.policy", capsys=capsys)
+    assert (code, found["kind"], found["status"]) == (0, "signed policy", "parsed, not verified")
+    content = found["content"]
+    assert (content["name"], content["version"], content["algorithm"]) == ("fleet", 3, -8)
+    assert content["policy"]["authorities"][0]["name"] == HOST.authority.name
+
+
+def test_inspect_shows_a_policy_with_the_lists_beside_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = b"ab" * 32 + b"  /usr/bin/true\n"
+    (folder / "programs").write_bytes(listed)
+    names = f'[[platform.ima.list]]\nfile = "programs"\nsha256 = "{hashlib.sha256(listed).hexdigest()}"\n'
+    Path("fleet.toml").write_text(HOST.policy(names))
+    code, found = attest("inspect", "fleet.toml", capsys=capsys)
+    assert (code, found["content"]["ima"]["digests"]) == (0, 1)
+    (folder / "programs").unlink()
+    code, found = attest("inspect", "fleet.toml", capsys=capsys)
+    assert (code, "programs" in found["error"]) == (1, True)
