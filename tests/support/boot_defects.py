@@ -177,3 +177,6 @@ def false_boot_log_and_dropped_request_key() -> Case:
     forge = host()
     attestation = replace(carrying(forge, tcg=BOOT.without(0).agile()), request_key=None)
     return _case(forge, attestation, Step.BOOT_LOGS)
+
+
+import platform_defects  # noqa: E402, F401 - registers its cases, and needs what stands above
