@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agents import AT, audit, commits_of, make_state, policy_of, running, settled, start
+from agents import AT, audit, commits_of, make_state, policy_of, release, running, settled, start
 from ima_logs import file_data, ima_entry
 from measured_host import BOOT, MeasuredHost
 from tpms import CC_QUOTE, Tpm, extend_command
 
-from quotary_attest.agent import Agent
-from quotary_attest.log.errors import NotFound
+import dtpm
+from quotary_attest.agent import Agent, Unavailable
+from quotary_attest.log import growing
+from quotary_attest.log.errors import NotFound, StorageFull
 from quotary_attest.log.export import export
 from quotary_attest.log.store import Store
 from quotary_verifier.recipe.steps import Step
@@ -326,3 +330,78 @@ async def test_what_was_appended_and_never_named_is_served_to_nobody(host: Measu
                 agent.store.serve(f"blob/{name}")
     all_replay(state)
     assert len(list((state / "log" / "boot").iterdir())) == 1
+
+
+CHILD = Path(__file__).parent.parent / "support" / "engine_child.py"
+
+
+async def killed(host: MeasuredHost, state: Path, point: str, skip: int) -> list[bytes]:
+    """Run an agent in a process of its own until it kills itself; the attestations that it acknowledged."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(CHILD), host.tpm.tcti, str(state), point, str(skip), "3", str(host.folder)),
+        stdout=asyncio.subprocess.PIPE,
+        env={"PYTHONPATH": f"{CHILD.parent}:{Path(dtpm.__file__).parent}", "TSS2_LOG": "all+none"},
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    release(host.tpm)
+    return [bytes.fromhex(line.decode()) for line in out.split()]
+
+
+@pytest.mark.parametrize("point", ["extended", "quoted", "boot-log-on-disk", "in-history", "applied"])
+@pytest.mark.parametrize("reboots", [False, True], ids=["restarted", "rebooted"])
+async def test_whatever_a_killed_agent_named_is_there_after_the_next_start(
+    host: MeasuredHost, state: Path, point: str, reboots: bool
+) -> None:
+    acknowledged = await killed(host, state, point, -1)
+    acknowledged += await killed(host, state, point, 0 if point != "boot-log-on-disk" else -1)
+    if reboots:
+        host.reboot(files=1)
+    else:
+        host.run_files(2)
+    async with running(host.tpm, state, boot_logs=host.settings) as agent:
+        delivered = await agent.attest(b"output")
+        for number, attestation in enumerate(acknowledged):
+            assert step(judged(agent, attestation, b"output %d" % number))[0] is CheckState.PASSED
+        assert step(judged(agent, delivered.encoded, b"output"))[0] is CheckState.PASSED
+    audit(state)
+    all_replay(state)
+    assert len(list((state / "log" / "boot").iterdir())) <= 2
+
+
+async def test_the_names_of_all_parts_are_found_again_where_the_records_were_lost(
+    host: MeasuredHost, state: Path
+) -> None:
+    async with running(host.tpm, state, boot_logs=host.settings) as agent:
+        for _ in range(3):
+            await asyncio.to_thread(host.run_files, 1)
+            await agent.attest(b"output")
+    for path in (state / "log").glob("records.sqlite*"):
+        path.unlink()
+    assert len({sizes["ima"] for sizes in all_replay(state)}) == 4
+
+
+async def test_a_full_disk_keeps_the_commit_back_that_names_more_of_a_log(
+    host: MeasuredHost, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(host.tpm, state, boot_logs=host.settings) as agent:
+        await agent.attest(b"output")
+        write, full = growing.write_at, [True]
+
+        def write_at(descriptor: int, data: bytes, offset: int, path: Path) -> None:
+            if full:
+                full.pop()
+                raise StorageFull("the disk is full")
+            write(descriptor, data, offset, path)
+
+        monkeypatch.setattr(growing, "write_at", write_at)
+        await asyncio.to_thread(host.run_files, 1)
+        with pytest.raises(Unavailable, match="full"):
+            await agent.attest(b"lost")
+        async with asyncio.timeout(10):
+            while agent.outage is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)  # it takes the chain up again by itself
+        delivered = await agent.attest(b"output")
+        assert step(judged(agent, delivered.encoded, b"output"))[0] is CheckState.PASSED
+    assert not audit(state).gaps
+    all_replay(state)

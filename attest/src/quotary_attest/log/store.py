@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from quotary_attest.log.blobs import Blobs, is_blob_name
@@ -359,8 +360,10 @@ class Store:
     def boot_log(self, boot: int, name: str) -> Prefix | None:
         """Return the newest file of a log in a boot, as far as commits named it; None where there is none."""
         file = self._growing.newest(boot, name)
+        if file is None:
+            return None
         named = [prefix for prefix in self._records.longest_prefixes() if prefix.file == file]
-        return named[0] if named else None
+        return named[0] if named else Prefix(sha256().digest(), file, 0)
 
     def new_boot_log(self, boot: int, name: str) -> str:
         """Return the name of a file for a log of a boot that has begun anew."""
@@ -369,8 +372,7 @@ class Store:
     def grow(self, file: str, data: bytes, offset: int, digest: bytes) -> None:
         """Append to a boot log, durable, and let the next commits name all of it by `digest`, its SHA-256.
 
-        What stands behind `offset` was never named, and is written over. For the thread that commits.
-        Raises StorageFull or StorageFailed.
+        What stands behind `offset` was never named, and is written over. Raises StorageFull or StorageFailed.
         """
         if data:
             with self._writing():

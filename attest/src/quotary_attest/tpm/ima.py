@@ -101,6 +101,7 @@ class ImaReplay:
         self._offset = self._count = 0
         self._replayed: dict[int, bytes] = {}
         self._hash = hashlib.sha256()
+        self._reached: tuple[bytes, ...] | None = None
         self._named: LogPrefix | None = None
         self._flaw = ""
         self._file.restart()
@@ -129,7 +130,8 @@ class ImaReplay:
         """Return what to call the part of the log that leads to `pcrs`; where there is none, or one that no verifier
         takes, why. Without a reason the log is not there, or is not of this TPM. It costs nothing unless `pcrs` moved.
         """
-        if self._replayed and self._matches(pcrs):
+        foreign = tuple([value for pcr, value in pcrs.items() if pcr in self._foreign])
+        if foreign == self._reached:
             return self._name()
         try:
             self._file.read(1)
@@ -137,9 +139,12 @@ class ImaReplay:
             return None, ""
         except OSError as error:
             return None, f"it cannot be read: {(error.strerror or str(error)).lower()}"
-        if self._locate(pcrs):
-            return self._name()
-        return None, _NO_LEAD if self._hopeless else ""
+        if not self._locate(pcrs):
+            return None, _NO_LEAD if self._hopeless else ""
+        while self._search(pcrs):
+            pass  # a verifier takes the longest part that fits: records of other pcrs may follow
+        self._reached = foreign
+        return self._name()
 
     def _name(self) -> tuple[LogPrefix | None, str]:
         """Return the name of the present prefix, or what speaks against giving it one."""
@@ -201,7 +206,7 @@ class ImaReplay:
         self._count += walk.count
         self._flaw = self._flaw or walk.flaw
         self._replayed = replayed
-        self._named = None
+        self._named = self._reached = None
 
     def _matches(self, pcrs: Mapping[int, bytes]) -> bool:
         return all(pcrs.get(pcr, b"") == value for pcr, value in self._replayed.items())

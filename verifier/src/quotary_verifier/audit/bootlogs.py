@@ -17,7 +17,7 @@ from quotary_verifier.logs.tcg import ReplayedLog, parse_tcg_log
 from quotary_verifier.wire.attestation import BOOT_LOG_FIRMWARE, BOOT_LOG_IMA
 from quotary_verifier.wire.bindings import ZERO
 from quotary_verifier.wire.frozen import frozen
-from quotary_verifier.wire.limits import MAX_BOOT_LOG
+from quotary_verifier.wire.limits import MAX_NAMED_BOOT_LOG
 
 _VIOLATION: Final = b"\xff" * 32
 _SHOWN: Final = 64
@@ -69,7 +69,7 @@ def _replay(
 ) -> tuple[ReplayedLog | ReplayedIma, str]:
     if name not in (BOOT_LOG_FIRMWARE, BOOT_LOG_IMA):
         raise UnsupportedError("it is of no known name")
-    data = blobs.get(log.prefixes[log.longest], MAX_BOOT_LOG)
+    data = blobs.get(log.prefixes[log.longest], MAX_NAMED_BOOT_LOG)
     if len(data) < log.longest:
         raise EvidenceError(f"{log.longest} leading bytes are named, and it has {len(data)} in all")
     data = data[: log.longest]
