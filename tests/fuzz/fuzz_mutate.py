@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cbor2
@@ -38,12 +38,15 @@ def cbor_mutator(change: Change) -> Callable[[bytes, int, int], bytes]:
 
 def _altered(value: Any, chance: random.Random, change: Change) -> Any:
     """The value with one of its parts changed."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, cbor2.CBORTag):
+        return cbor2.CBORTag(value.tag, _altered(value.value, chance, change))
+    if isinstance(value, Mapping) and value:
         key = chance.choice(list(value))
         if chance.random() < 0.03:
             return {name: item for name, item in value.items() if name != key}
-        return value | {key: _altered(value[key], chance, change)}
-    if isinstance(value, list) and value:
+        return dict(value) | {key: _altered(value[key], chance, change)}
+    if isinstance(value, list | tuple) and value:
+        value = list(value)
         place = chance.randrange(len(value))
         if chance.random() < 0.05:
             return value[:place] + value[place + 1 :] + [value[place]] * chance.randrange(3)
@@ -52,7 +55,7 @@ def _altered(value: Any, chance: random.Random, change: Change) -> Any:
         return _altered_bytes(value, chance, change)
     if isinstance(value, str):
         return change(value.encode(), len(value) + 64).decode("utf-8", "replace")
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and chance.random() < 0.9:
         return chance.choice((value + 1, max(value - 1, 0), 0, 1, 2**63, 2**64 - 1, chance.getrandbits(64)))
     return chance.choice((None, True, 0, b"", "", {}, []))
 
@@ -63,7 +66,7 @@ def _altered_bytes(value: bytes, chance: random.Random, change: Change) -> bytes
     if chance.random() < 0.5:
         try:  # a record within: it is CBOR of its own
             inner = cbor2.loads(value)
-            if isinstance(inner, dict):
+            if isinstance(inner, Mapping | list | tuple | cbor2.CBORTag):
                 return cbor2.dumps(_altered(inner, chance, change), canonical=True)
         except Exception:  # as above
             pass

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import fuzz_logs
 import fuzz_recipe
+import fuzz_tee
+import fuzz_tee_signed
 import fuzz_wire
 from fuzz_base import Target
 from fuzz_mutate import Change, cbor_mutator
@@ -18,8 +20,15 @@ FOLDER = Path(__file__).resolve().parent
 REGRESSIONS = FOLDER / "regressions"
 RESULTS = FOLDER / "RESULTS.json"
 
-TARGETS: dict[str, Target] = fuzz_recipe.TARGETS | fuzz_logs.TARGETS | fuzz_wire.TARGETS
-_CBOR = (*fuzz_recipe.CBOR_TARGETS, *fuzz_wire.CBOR_TARGETS)
+TARGETS: dict[str, Target] = (
+    fuzz_recipe.TARGETS | fuzz_logs.TARGETS | fuzz_tee.TARGETS | fuzz_tee_signed.TARGETS | fuzz_wire.TARGETS
+)
+_CBOR = (
+    *fuzz_recipe.CBOR_TARGETS,
+    *fuzz_tee.CBOR_TARGETS,
+    *fuzz_tee_signed.CBOR_TARGETS,
+    *fuzz_wire.CBOR_TARGETS,
+)
 
 
 def target(name: str, change: Change | None = None) -> Target:

@@ -85,7 +85,7 @@ def test_the_judge_agrees_on_the_log_beside_a_quote_of_the_corpus(tmp_path: Path
     agree(base64.b64decode(found["event_log_b64"]), tmp_path / "log")
 
 
-@pytest.mark.parametrize("file", OURS, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", OURS, ids=lambda file: file.parent.name)
 def test_the_judge_agrees_on_a_log_of_our_machines(file: Path, tmp_path: Path) -> None:
     agree(file.read_bytes(), tmp_path / "log")
 

@@ -148,7 +148,7 @@ def _sign1(token: object) -> _Sign1:
     claims = cbor.decode_unordered(payload, max_bytes=MAX_TOKEN, what="payload of an arm cca token")
     if type(header) is not dict or type(claims) is not dict:
         raise MalformedError("header and payload of an arm cca token are maps")
-    if header.keys() != {_ALGORITHM} or header[_ALGORITHM] not in _SCHEMES:
+    if header.keys() != {_ALGORITHM} or header[_ALGORITHM] not in tuple(_SCHEMES):  # it may be a list, say
         raise UnsupportedError("an arm cca token is signed in a way that is not known")
     return _Sign1(header[_ALGORITHM], claims, cbor.encode(["Signature1", protected, b"", payload]), signature)
 
