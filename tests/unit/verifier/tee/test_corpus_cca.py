@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from base64 import urlsafe_b64decode
 from typing import Any
 
 import cbor2
 import pytest
+from cca_tokens import BOUND, CPAK, RAK, sign1, spki, token
 from corpus import corpus_bytes, corpus_root, entries, needs_corpus
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from quotary_verifier.errors import EvidenceError, MalformedError, QuotaryError, UnsupportedError
 from quotary_verifier.evidence.tee.cca import CcaClaims, verify_cca
@@ -22,12 +19,6 @@ from quotary_verifier.evidence.tee.cca import CcaClaims, verify_cca
 ENTRIES = entries("tee/cca/")
 TOKEN = "tee/cca/cca-token-emulator.cbor"
 KEY = "tee/cca/cpak-public.jwk.json"
-BOUND = bytes(range(64))
-CPAK, RAK = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
-
-
-def spki(key: Any) -> bytes:
-    return bytes(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 def corpus_key() -> bytes:
@@ -84,34 +75,6 @@ def test_a_token_with_any_byte_altered_is_rejected() -> None:
         changed = data[:at] + bytes((data[at] ^ (1 << at % 8),)) + data[at + 1 :]
         with pytest.raises(QuotaryError):
             verify_cca(changed, key, challenge=challenge)
-
-
-def sign1(
-    claims: Any,
-    key: ec.EllipticCurvePrivateKey,
-    *,
-    header: Any = None,
-    rest: tuple[Any, ...] = (),
-    size: int = 48,
-) -> bytes:
-    protected, payload = cbor2.dumps({1: -35} if header is None else header), cbor2.dumps(claims)
-    halves = decode_dss_signature(
-        key.sign(cbor2.dumps(["Signature1", protected, b"", payload]), ec.ECDSA(hashes.SHA384()))
-    )
-    signature = b"".join(half.to_bytes(size, "big") for half in halves)
-    return bytes(cbor2.dumps(cbor2.CBORTag(18, [protected, {}, payload, signature, *rest])))
-
-
-def token(realm: dict[Any, Any] | None = None, platform: dict[Any, Any] | None = None, **parts: Any) -> bytes:
-    point = RAK.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    said = {
-        10: BOUND, 44235: bytes(64), 44236: "sha-256", 44237: point, 44238: b"\1" * 32, 44239: [bytes(32)] * 4,
-        44240: "sha-256", **(realm or {}),
-    }  # fmt: skip
-    named = hashlib.sha256(point).digest()
-    below = {10: named, 2396: b"\2" * 32, 256: b"\3" * 33, 2395: 0x3000, **(platform or {})}
-    made = {44234: sign1(below, CPAK), 44241: sign1(said, RAK), **parts.pop("tokens", {})}
-    return bytes(cbor2.dumps(cbor2.CBORTag(399, {key: value for key, value in made.items() if value})))
 
 
 def verified(data: bytes, key: bytes | None = None) -> CcaClaims:
