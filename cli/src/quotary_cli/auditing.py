@@ -174,7 +174,7 @@ def read_records(place: Path) -> Iterator[GivenRecord]:
         Failure: one cannot be read, or is called an attestation and is none; or there are too many, or none.
     """
     count = 0
-    for name, load in _places(place):
+    for name, load in named_files(place):
         try:
             record = read_given(name, load())
         except OSError as error:
@@ -191,7 +191,7 @@ def read_records(place: Path) -> Iterator[GivenRecord]:
         raise Failure(f"{place}: no records and no attestations are there", code=ExitCode.USAGE)
 
 
-def _places(place: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def named_files(place: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Yield the name and what reads it of each file that may be a record."""
     if place.is_file() and is_archive(place):
         with contextlib.ExitStack() as opened:

@@ -102,7 +102,11 @@ def stretches(periods: Sequence[Period]) -> list[Stretch]:
     """Return the periods with neighbours put together that differ only in PCR values."""
     made: list[Stretch] = []
     for period in periods:
-        if made and _alike(made[-1].first, period) and made[-1].span.last_commit < period.span.first_commit:
+        if (
+            made
+            and _alike(made[-1].first, period)
+            and made[-1].span.last_commit + 1 == period.span.first_commit
+        ):
             made[-1] = _joined(made[-1], period)
         else:
             made.append(Stretch(period, period.span, period.pcrs))
