@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 from quotary_cli.sources.base import Source, SourceFailed, SourceMissing, SourceTooLarge
 from quotary_cli.sources.paths import LogPath, parse_path
 from quotary_verifier.errors import MalformedError
+
+_NOT_PLAIN = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
 
 
 class FolderSource(Source):
@@ -35,25 +39,21 @@ class FolderSource(Source):
             yield path
 
     def _get(self, path: LogPath, most: int) -> bytes:
-        place = Path(
-            f"{self._root}/{path.text}"
-        )  # ten times faster than by `/`, and audits read a great many
+        place = f"{self._root}/{path.text}"
         head = path.text.rpartition("/")[0]
         try:
             if head not in self._checked:
-                self._check(place)
+                self._check(Path(place))
                 self._checked.add(head)
-            # looked at before it is opened: a pipe would not even open
-            if not stat.S_ISREG(place.lstat().st_mode):
-                raise SourceFailed(
-                    f"{place}: not a plain file", hint="links in a log's folder are not followed"
-                )
-            with place.open("rb") as file:
-                data = file.read(most + 1)
+            data = _plain(place, most + 1)
         except (FileNotFoundError, NotADirectoryError):
             raise SourceMissing(path.text, self.name) from None
         except OSError as error:
+            if error.errno in _NOT_PLAIN:
+                raise _refused(place) from None
             raise SourceFailed(f"{place}: {(error.strerror or str(error)).lower()}") from None
+        if data is None:
+            raise _refused(place)
         if len(data) > most:
             raise SourceTooLarge(self.name, path.text, most)
         return data
@@ -70,3 +70,24 @@ class FolderSource(Source):
         for folder in reversed(place.relative_to(self._folder).parents[:-1]):
             if (whole := self._folder / folder) not in self._real:
                 yield whole
+
+
+def _plain(place: str, most: int) -> bytes | None:
+    """Return up to `most` bytes of a plain file, None where it is something else.
+
+    An audit reads two small files for every 256 leaves, so this is four calls of the system and nothing around them.
+    """
+    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        data = os.read(descriptor, most)
+        while 0 < len(data) < most and (more := os.read(descriptor, most - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def _refused(place: str) -> SourceFailed:
+    return SourceFailed(f"{place}: not a plain file", hint="links in a log's folder are not followed")
