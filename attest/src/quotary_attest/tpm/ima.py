@@ -133,6 +133,10 @@ class ImaReplay:
         foreign = tuple([value for pcr, value in pcrs.items() if pcr in self._foreign])
         if foreign == self._reached:
             return self._name()
+        if self._hopeless:
+            return None, _NO_LEAD
+        if not self._replayed and pcrs.get(IMA_PCR) == ZERO:
+            return None, ""
         try:
             self._file.read(1)
         except FileNotFoundError:
@@ -140,7 +144,7 @@ class ImaReplay:
         except OSError as error:
             return None, f"it cannot be read: {(error.strerror or str(error)).lower()}"
         if not self._locate(pcrs):
-            return None, _NO_LEAD if self._hopeless else ""
+            return None, _NO_LEAD if self._hopeless else ""  # else it cannot be read any more
         while self._search(pcrs):
             pass  # a verifier takes the longest part that fits: records of other pcrs may follow
         self._reached = foreign
