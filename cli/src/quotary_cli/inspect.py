@@ -26,8 +26,8 @@ def inspect(file: Path, as_json: bool, as_cel: bool) -> None:
     """Show what FILE holds, without verifying it.
 
     Knows attestations, records, signed notes, TPM quotes, fresh quotes, workload logs, event logs of firmware (TCG,
-    CCEL), IMA logs, history files, certificates, enrolment files, policies (also signed ones), and response bodies that
-    carry an attestation.
+    CCEL), IMA logs, history files, certificates, enrolment files, policies (also signed ones), response bodies that
+    carry an attestation, and the evidence of confidential hardware: SEV-SNP, TDX, Nitro, Azure, NVIDIA, Arm CCA.
     """
     if as_json and as_cel:
         raise click.UsageError("--json and --cel-json are two forms of output: give one")

@@ -12,6 +12,7 @@ from typing import Any
 
 from quotary_cli.logkinds import boot_log_view, log_view
 from quotary_cli.policyviews import policy_view, signed_policy_view
+from quotary_cli.teekinds import tee_view
 from quotary_cli.views import (
     attest_view,
     certificates_view,
@@ -83,6 +84,9 @@ def describe(data: bytes, folder: Path | None = None) -> tuple[str, Content]:
         return "certificate", certificates_view(data)
     if data[0] >> 5 == 5:
         return _artefact(data)
+    evidence = tee_view(data)
+    if evidence is not None:
+        return evidence
     if is_signed_policy(data):
         return "signed policy", signed_policy_view(data, folder)
     found = log_view(data)

@@ -97,12 +97,7 @@ def verify_cca(evidence: bytes, platform_key: bytes, *, challenge: bytes) -> Cca
     """
     if len(challenge) != REPORT_DATA_BYTES:
         raise ValueError(f"{len(challenge)} bytes are expected as challenge, not {REPORT_DATA_BYTES}")
-    if not evidence.startswith(_TAG_TOKEN):
-        raise MalformedError("an arm cca token begins with tag 399")
-    parts = cbor.decode_unordered(evidence[len(_TAG_TOKEN) :], max_bytes=MAX_TOKEN, what="arm cca token")
-    if type(parts) is not dict or parts.keys() != {_PLATFORM, _REALM}:
-        raise MalformedError("an arm cca token has a platform token and a realm token")
-    platform, realm = (_sign1(parts[key]) for key in (_PLATFORM, _REALM))
+    platform, realm = _tokens(evidence)
     _check_signature(platform, _platform_key(platform_key), "platform")
     key = _octets(realm.claims, _REALM_KEY)
     _check_signature(realm, _realm_key(key), "realm")
@@ -112,6 +107,22 @@ def verify_cca(evidence: bytes, platform_key: bytes, *, challenge: bytes) -> Cca
     if not hmac.compare_digest(_octets(realm.claims, _CHALLENGE), challenge):
         raise EvidenceError("the challenge is not what the arm cca token has to bind")
     return _claims(platform.claims, realm.claims, challenge)
+
+
+def unverified_cca_do_not_trust(evidence: bytes) -> CcaClaims:
+    """Return what a token says, its signatures not looked at. MalformedError, UnsupportedError as `verify_cca`."""
+    platform, realm = _tokens(evidence)
+    return _claims(platform.claims, realm.claims, _octets(realm.claims, _CHALLENGE))
+
+
+def _tokens(evidence: bytes) -> tuple[_Sign1, _Sign1]:
+    """Take a token apart into that of the platform and that of the realm."""
+    if not evidence.startswith(_TAG_TOKEN):
+        raise MalformedError("an arm cca token begins with tag 399")
+    parts = cbor.decode_unordered(evidence[len(_TAG_TOKEN) :], max_bytes=MAX_TOKEN, what="arm cca token")
+    if type(parts) is not dict or parts.keys() != {_PLATFORM, _REALM}:
+        raise MalformedError("an arm cca token has a platform token and a realm token")
+    return _sign1(parts[_PLATFORM]), _sign1(parts[_REALM])
 
 
 def _claims(platform: dict[Any, Any], realm: dict[Any, Any], challenge: bytes) -> CcaClaims:

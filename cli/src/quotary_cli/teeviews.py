@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shows evidence of confidential-computing hardware as plain values. No signature is looked at, so nothing is known."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from quotary_verifier.errors import UnsupportedError
+from quotary_verifier.evidence.tee.azure_hcl import SNP, parse_hcl_report
+from quotary_verifier.evidence.tee.cca import unverified_cca_do_not_trust
+from quotary_verifier.evidence.tee.nitro_document import parse_nitro_document
+from quotary_verifier.evidence.tee.nvidia_spdm import parse_spdm_report
+from quotary_verifier.evidence.tee.snp_report import Policy, SnpReport, parse_snp_report, parse_tcb
+from quotary_verifier.evidence.tee.tdx_quote import parse_tdx_quote
+
+Content = dict[str, Any]
+
+
+def snp_view(data: bytes) -> Content:
+    """Show a SEV-SNP report."""
+    report = parse_snp_report(data)
+    try:
+        generation = report.generation()
+    except UnsupportedError:
+        generation = None
+    return {
+        "version": report.version,
+        "generation": "not said" if generation is None else generation.value,
+        "signing_key": report.signing_key.value,
+        "debug": bool(report.policy & Policy.DEBUG),
+        "vmpl": report.vmpl,
+        "guest_svn": report.guest_svn,
+        "policy": f"0x{int(report.policy):x}",
+        "platform_info": f"0x{int(report.platform_info):x}",
+        "report_data": report.report_data.hex(),
+        "measurement": report.measurement.hex(),
+        "host_data": report.host_data.hex(),
+        "chip_id": report.chip_id.hex() if any(report.chip_id) else "left out",
+        "tcb": {name: _tcb(report, name) for name in ("current", "reported", "committed", "launch")},
+    }
+
+
+def _tcb(report: SnpReport, name: str) -> Content | str:
+    raw: bytes = getattr(report, f"{name}_tcb")
+    try:
+        generation = report.generation()
+    except UnsupportedError:
+        generation = None
+    if generation is None:  # its layout depends on the generation
+        return raw.hex()
+    return parse_tcb(raw, generation).components()
+
+
+def tdx_view(data: bytes) -> Content:
+    """Show a TDX quote."""
+    quote = parse_tdx_quote(data)
+    body = quote.body
+    return {
+        "version": quote.version,
+        "debug": bool(body.td_attributes[0]),
+        "report_data": body.report_data.hex(),
+        "mrtd": body.mr_td.hex(),
+        **{f"rtmr{number}": value.hex() for number, value in enumerate(body.rtmrs)},
+        "mrseam": body.mr_seam.hex(),
+        "mrconfigid": body.mr_config_id.hex(),
+        "td_attributes": body.td_attributes.hex(),
+        "xfam": body.xfam.hex(),
+        "tee_tcb_svn": body.tee_tcb_svn.hex(),
+        "sha256": quote.sha256.hex(),
+        "trailing_bytes": quote.trailing,
+    }
+
+
+def nitro_view(data: bytes) -> Content:
+    """Show a document of AWS Nitro."""
+    document = parse_nitro_document(data)
+    made = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=document.timestamp)
+    pcrs = {str(index): value.hex() for index, value in sorted(document.pcrs.items()) if any(value)}
+    return {
+        "of": "NitroTPM" if document.tpm else "Nitro Enclave",
+        "module_id": document.module_id,
+        "made": made.isoformat(timespec="milliseconds"),
+        "debug": not {"0", "1", "2"} & pcrs.keys(),
+        "pcrs": pcrs,
+        "zero_pcrs": [index for index, value in sorted(document.pcrs.items()) if not any(value)],
+        "user_data": _hex(document.user_data),
+        "nonce": _hex(document.nonce),
+        "public_key": _hex(document.public_key),
+        "certificates": 1 + len(document.bundle),
+    }
+
+
+def hcl_view(data: bytes) -> Content:
+    """Show an HCL report with the hardware's report in it."""
+    report = parse_hcl_report(data)
+    content: Content = {
+        "version": report.version,
+        "ak": report.ak.hex(),
+        "vm": dict(report.settings),
+        "user_data": report.user_data.hex(),
+        "expected_report_data": report.expected_report_data.hex(),
+    }
+    if report.hardware_type == SNP:
+        return content | {"hardware": snp_view(report.hardware)}
+    return content | {"hardware": "a TDREPORT", "report_data": report.report_data.hex()}
+
+
+def spdm_view(data: bytes) -> Content:
+    """Show a report of a GPU or switch."""
+    report = parse_spdm_report(data)
+    return {
+        "nonce": report.nonce.hex(),
+        "driver": report.driver,
+        "vbios": report.vbios,
+        "firmware_id": _hex(report.fwid),
+        "measurements": {str(index): value.hex() for index, value in report.measurements.items()},
+    }
+
+
+def cca_view(data: bytes) -> Content:
+    """Show an Arm CCA token."""
+    claims = unverified_cca_do_not_trust(data)
+    return {
+        "challenge": claims.challenge.hex(),
+        "lifecycle": f"0x{claims.lifecycle:x}",
+        "hash": claims.hash_name,
+        "measurements": {name: value.hex() for name, value in claims.measurements.items()},
+        "device": claims.device.hex(),
+        "implementation": claims.implementation.hex(),
+    }
+
+
+def _hex(value: bytes | None) -> str | None:
+    return None if value is None else value.hex()
