@@ -20,6 +20,7 @@ from quotary_cli.main import cli
 from quotary_cli.output import ExitCode
 from quotary_verifier.logs.cel import content_digest
 from quotary_verifier.logs.workload import secret_commitment
+from quotary_verifier.policy.rules import RULES
 from quotary_verifier.recipe.steps import Step
 from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_key_id
@@ -171,7 +172,11 @@ def test_the_steps_of_the_specification_are_those_of_the_recipe() -> None:
     ("page", "sources", "pattern"),
     [
         ("verification.md", "verifier/src/quotary_verifier/recipe/claims.py", r'Claim\(\s*"(\w+)"'),
-        ("policy.md", "verifier/src/quotary_verifier/policy/load.py", r'(?:take|maybe|texts|table)\("(\w+)"'),
+        (
+            "policy.md",
+            "verifier/src/quotary_verifier/policy/load*.py",
+            r'(?:(?:take|maybe|texts|tables?|moment)\(|(?:_set|_among|_optional)\(\w+, )"(\w+)"',
+        ),
         ("serving.md", "attest/src/quotary_attest/serving/*.py", r'\(\s*[45]\d\d,\s*"(\w+)"'),
     ],
 )
@@ -180,6 +185,14 @@ def test_a_page_has_every_name_that_the_code_has(page: str, sources: str, patter
     text = (DOCS / "spec" / page).read_text()
     assert len(names) > 5, "the pattern finds nothing any more"
     assert not [name for name in names if name not in text]
+
+
+def test_the_page_of_policies_has_the_code_of_every_rule() -> None:
+    text = (DOCS / "spec" / "policy.md").read_text()
+    for rule in RULES:
+        whole, _, last = rule.rpartition(".")
+        code = "platform.pcrs.N" if last.isdecimal() else rule
+        assert f"`{code}`" in text or f"`.{last}`" in text, whole
 
 
 def test_the_crash_points_are_those_of_the_engine() -> None:
