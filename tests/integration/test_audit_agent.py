@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from agents import AT, make_state, policy_of, release, running, settled, start
+from measured_host import MeasuredHost
 from tpms import Tpm
 
 from quotary_attest.agent import Agent, World
@@ -139,3 +140,42 @@ async def test_an_audit_goes_on_where_it_ended_when_the_log_has_grown(tpm: Tpm, 
     assert second.log.resumed == first.log.size
     assert (second.boots, second.starts, second.periods) == (whole.boots, whole.starts, whole.periods)
     assert audited(folder, state=state).periods == whole.periods  # nothing new
+
+
+async def test_boot_logs_are_replayed_once_a_boot_over_sleep_and_every_prefix_is_held(
+    tpm: Tpm, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    make_state(tpm, folder)
+    host = MeasuredHost(tpm, tmp_path / "logs").start()
+    async with running(tpm, folder, boot_logs=host.settings) as agent:
+        for _ in range(3):
+            await answer(agent)
+            host.run_files(20)
+        tpm.suspend()
+        await answer(agent)
+        host.run_files(5)
+        await answer(agent)
+    host.reboot()
+    async with running(tpm, folder, boot_logs=host.settings) as agent:
+        await answer(agent)
+    report = audited(folder)
+    assert report.outcome == "verified", report.findings
+    assert [[(log.name, log.state) for log in boot.logs] for boot in report.boots] == [
+        [("ima", "replayed"), ("tcg", "replayed")]
+    ] * 3
+    longest = report.boots[0].logs[0]
+    path = published(folder) / "blob" / longest.digest
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"!")
+    report = audited(folder)
+    (found,) = (finding for finding in report.findings if finding.code is not Code.SLEEP)
+    assert (found.code, found.severity, found.where.path) == (
+        Code.BOOT_LOG,
+        Severity.FALSE,
+        f"blob/{longest.digest}",
+    )
+    path.unlink()
+    export_again = Wanted(str(folder / "static"), policy_of(report.log.origin if report.log else ""), AT)
+    (found,) = (f for f in audit_source(export_again).findings if f.code is not Code.SLEEP)
+    assert (found.code, found.severity) == (Code.BOOT_LOG, Severity.COULD_NOT)

@@ -9,6 +9,7 @@ from typing import Final
 from quotary_verifier.audit.commits import CheckedCommit, Quoted
 from quotary_verifier.audit.report import Span
 from quotary_verifier.logs.ima import IMA_PCR
+from quotary_verifier.wire.attestation import BOOT_LOG_IMA
 from quotary_verifier.wire.bindings import ZERO
 
 MAX_PERIODS: Final = 4096
@@ -144,7 +145,7 @@ class OpenBoot:
                 return f"two digests are named for the first {size} bytes of the boot log {name[:64]}"
             if size < log.longest:
                 return f"the boot log {name[:64]} shrank within the boot"
-            if log.ima.setdefault(size, pcrs[IMA_PCR]) != pcrs[IMA_PCR]:
+            if name == BOOT_LOG_IMA and log.ima.setdefault(size, pcrs[IMA_PCR]) != pcrs[IMA_PCR]:
                 return f"PCR {IMA_PCR} moved, and the boot log {name[:64]} that is named did not"
             log.commits.setdefault(size, commit.number)
             log.quoted = pcrs

@@ -23,9 +23,9 @@ _SEVERITIES = {FAIL: Severity.POLICY, COULD_NOT: Severity.COULD_NOT}
 
 @frozen
 class ClosedBoot:
-    """A boot and its periods as they stand in the report."""
+    """Boots with the same registers and logs, and their periods, as they stand in the report."""
 
-    boot: AuditedBoot
+    boots: tuple[AuditedBoot, ...]
     periods: tuple[Period, ...]
 
 
@@ -38,10 +38,18 @@ class BootCloser:
         self._workloads = workloads
         self._own = own
 
-    def close(self, boot: OpenBoot, witnesses: WitnessFold, sink: Sink) -> ClosedBoot:
-        """Judge a boot whose commits are all there."""
-        logs = replay_logs(boot, self._blobs, self._own)
+    def close(self, boots: list[OpenBoot], witnesses: WitnessFold, sink: Sink) -> ClosedBoot:
+        """Judge boots whose commits are all there: one, or several with nothing but sleep between them."""
+        logs = replay_logs(boots[-1], self._blobs, self._own)
         sink.extend(logs.findings)
+        periods = [self._periods(boot, logs, witnesses, sink) for boot in boots]
+        return ClosedBoot(
+            tuple(_boot(boot, logs) for boot in boots), tuple(period for part in periods for period in part)
+        )
+
+    def _periods(
+        self, boot: OpenBoot, logs: ReplayedLogs, witnesses: WitnessFold, sink: Sink
+    ) -> list[Period]:
         if boot.cut:
             message = (
                 "this boot has more periods or boot log prefixes than are told apart: not all are checked"
@@ -58,7 +66,7 @@ class BootCloser:
                 continue
             periods.append(made)
             self._tell(boot, period, appraised, sink)
-        return ClosedBoot(_boot(boot, logs), tuple(periods))
+        return periods
 
     def _workload(self, period: OpenPeriod) -> WorkloadLog | None:
         """Return the log of a period; where it cannot be had, its commits were reported."""

@@ -172,7 +172,7 @@ class Audit:
                 self._roots[size] = self._tree.root_at(size)
 
     def _judge(self, commit: CheckedCommit) -> None:
-        if self._history.begins_boot(commit):
+        if self._history.resets(commit):
             self._close()
         start = self.state.history.position.size
         self._history.add(commit, self._entries, self._roots.get)
@@ -194,12 +194,13 @@ class Audit:
         self._roots.clear()
 
     def _close(self) -> None:
-        """Close the boot that the history was in."""
-        if self.state.history.open is not None:
-            closed = self._closer.close(self.state.history.open, self._witnesses, self.state.sink)
-            self.state.boots.append(closed.boot)
+        """Close the boot that the history was in, and those that ended in sleep before it."""
+        history = self.state.history
+        if history.open is not None:
+            closed = self._closer.close([*history.asleep, history.open], self._witnesses, self.state.sink)
+            self.state.boots += closed.boots
             self.state.periods += closed.periods
-            self.state.history.open = None
+            history.open, history.asleep = None, []
 
     def _stop(self, finding: Finding) -> None:
         """Give up hashing: neither bundle nor hash tile of some leaves can be had."""

@@ -46,11 +46,13 @@ class Position:
 
 @dataclass(slots=True)
 class History:
-    """The commits so far. `open` is the boot they are in; `starts` those of the agent."""
+    """The commits so far. `open` is the boot they are in, `asleep` are those that ended in the sleep before it, whose
+    registers and boot logs go on in it; `starts` are those of the agent."""
 
     position: Position = field(default_factory=Position)
     starts: list[AuditedStart] = field(default_factory=list)
     open: OpenBoot | None = None
+    asleep: list[OpenBoot] = field(default_factory=list)
     boots: int = 0
 
 
@@ -63,10 +65,13 @@ class HistoryFold:
         self._sink = sink
         self._moving = moving
 
-    def begins_boot(self, commit: CheckedCommit) -> bool:
-        """Tell whether a commit is the first of a boot."""
+    def resets(self, commit: CheckedCommit) -> bool:
+        """Tell whether a commit is the first after the registers were set to zero, so that what was open is over."""
         step = self._step(commit)
-        return self.state.open is None or (step is not None and not step.same_boot)
+        return step is not None and not step.same_boot and not self._slept(commit, step)
+
+    def _slept(self, commit: CheckedCommit, step: ClockStep) -> bool:
+        return step.resets == 0 and bool(step.restarts) and commit.before == self.state.position.chain
 
     def add(self, commit: CheckedCommit, entries: Mapping[int, bytes], root_at: RootAt) -> None:
         """Take the next commit; where it begins a boot, the caller has closed the one before."""
@@ -107,8 +112,7 @@ class HistoryFold:
     ) -> StartRecord | None:
         """Return the boot record of a commit that is, or may be, that of a start; None if it is not."""
         position = self.state.position
-        slept = step is not None and step.resets == 0 and commit.before == position.chain
-        moved = step is not None and not step.same_boot and not slept
+        moved = step is not None and not step.same_boot and not self._slept(commit, step)
         broken = commit.before not in (position.chain, ZERO)
         due = not position.commits or commit.first > position.size or moved or broken
         if position.commits and not moved and commit.workload == position.workload:
@@ -247,6 +251,9 @@ class HistoryFold:
                 commit.quoted.attest.firmware_version,
                 Stretch(commit.number, commit.first),
             )
+            if self.state.open is not None:  # it went to sleep, and its logs go on in this one
+                boot.logs, self.state.open.logs = self.state.open.logs, {}
+                self.state.asleep.append(self.state.open)
             self.state.open = boot
             self.state.boots += 1
         elif began == "gap":
