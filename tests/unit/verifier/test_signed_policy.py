@@ -6,9 +6,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cbor2
+import pycddl
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -115,6 +117,11 @@ def test_the_bytes_are_a_cose_sign1_to_a_reader_that_is_not_ours(signer: Signer)
         5: NOW - 60,
         6: NOW + 3600,
     }
+
+
+def test_the_payload_fits_the_cddl() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "spec" / "quotary.cddl").read_text()
+    pycddl.Schema(text).validate_cbor(POLICY.encode())
 
 
 def test_what_another_implementation_signs_is_accepted(signer: Signer) -> None:
