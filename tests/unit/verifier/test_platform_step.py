@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -272,3 +273,21 @@ def test_there_is_no_evidence_where_a_step_could_not_be_done() -> None:
     rules = f"crls = []\nrevocation_required = true\n{RULES}"
     with pytest.raises(NotChecked, match="revoked"):
         verified(carrying(forge, **LOGS).encode(), forge, rules)
+
+
+def test_pcr_values_that_are_kept_load_no_appraiser_and_departures_are_told_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cold verification spends half its time on imports."""
+    forge = Forge()
+    kept = f'[platform.pcrs]\n7 = ["{forge.pcrs[7].hex()}"]\n'
+    monkeypatch.delitem(sys.modules, "quotary_verifier.policy.appraise")
+    judge(forge, forge.attestation(), kept)
+    assert "quotary_verifier.policy.appraise" not in sys.modules
+    chain = f'{forge.chain_pcr} = ["{"0" * 64}"]\n'
+    for change, why in ((chain, "extends with every commit"), (f'2 = ["{"0" * 64}"]\n', "PCR 2 is")):
+        with pytest.raises(Rejected, match=why):
+            judge(forge, forge.attestation(), kept + change)
+    unmeasured = Forge(pcrs={7: forge.pcrs[7], 4: forge.pcrs[4]})
+    with pytest.raises(Rejected, match="PCR 0 is zero"):
+        judge(unmeasured, unmeasured.attestation(), kept)

@@ -169,10 +169,11 @@ class Policy:
         return self.platform.pcrs
 
     @property
-    def has_no_platform_rules(self) -> bool:
-        """Whether nothing is asked of platform, counts and workload events."""
-        nothing = self.platform.empty and self.platform.clock is None
-        return nothing and not self.references and self.workload is None
+    def has_pcrs_only(self) -> bool:
+        """Whether nothing but PCR values, or nothing at all, is asked of platform, counts and workload events."""
+        rules = self.platform
+        on_logs = rules.secure_boot or rules.boot or rules.ima or rules.clock
+        return on_logs is None and not self.references and self.workload is None
 
     @property
     def pins_the_writer(self) -> bool:

@@ -41,7 +41,7 @@ def judge_platform_rules(
 ) -> Appraisal | None:
     """Do the step with what the steps before it established; `named` are the boot logs that came, in either form.
 
-    None where the policy has no rule, or a rule could not be judged.
+    None where the policy has none but PCR values and they are kept, or a rule could not be judged.
 
     Raises:
         Stopped: the evidence departs from a rule that counts.
@@ -53,13 +53,24 @@ def judge_platform_rules(
         run.notices.append("the policy fixes no PCR: nothing is said of what booted and runs on the host")
     elif any(run.quoted[pcr] == ZERO for pcr in BOOT_PCRS if pcr in policy.pcrs):
         run.notices.append("a boot PCR that the policy fixes is zero: that boot was never measured")
-    if policy.has_no_platform_rules:
-        return run.do(Step.PLATFORM, _no_rules)
+    if policy.has_pcrs_only and _kept(policy, host, run.quoted):
+        return run.do(Step.PLATFORM, _nothing_departs)
     evidence = platform_evidence(host, attest, run.quoted, facts, log, named, boot)
     return run.do(Step.PLATFORM, _judge, run, policy, evidence, at)
 
 
-def _no_rules() -> None:
+def _kept(policy: Policy, host: Host, pcrs: Mapping[int, bytes]) -> bool:
+    """Tell whether a policy of PCR values is kept, as most are: then the appraiser need not be loaded."""
+    named, identity = policy.pcrs, host.identity
+    if not named:
+        return True
+    if identity.chain_pcr in named or identity.workload_pcr in named:
+        return False
+    unmeasured = any(pcrs[pcr] == ZERO and pcr not in named for pcr in BOOT_PCRS)
+    return not unmeasured and all(pcrs[pcr] in allowed for pcr, allowed in named.items())
+
+
+def _nothing_departs() -> None:
     return None
 
 
