@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How audits run: stopped and continued, shared among processes, over a log that grows, and as a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agents import policy_of
+from soft_log import SoftLog
+
+from quotary_cli import auditing
+from quotary_cli.auditing import Wanted, audit_source, write_state
+from quotary_cli.auditworkers import OwnProcess, reading
+from quotary_cli.logsource import open_source
+from quotary_cli.main import run
+from quotary_cli.output import Failure
+from quotary_verifier.audit import stream
+from quotary_verifier.audit.commits import CommitChecker
+from quotary_verifier.audit.engine import Audit, new_state
+from quotary_verifier.audit.findings import Code, Severity
+from quotary_verifier.audit.opening import open_log
+from quotary_verifier.audit.report import AuditReport
+from quotary_verifier.audit.state import decode_state, encode_state
+from quotary_verifier.errors import MalformedError, PolicyError
+
+AT = 1_790_000_100
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> SoftLog:
+    log = SoftLog(tmp_path / "log")
+    log.start()
+    grow(log)
+    return log
+
+
+def grow(log: SoftLog) -> None:
+    """A restart, a reboot, and leaves over several tiles."""
+    for count in (1, 255, 256, 2, 700):
+        log.outputs(count)
+    log.start()
+    log.outputs(3)
+    log.reset()
+    log.start()
+    for count in (600, 1, 1, 90):
+        log.outputs(count)
+
+
+@pytest.fixture
+def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of few checkpoints, so that a small log takes many steps."""
+    monkeypatch.setattr(stream, "_MAX_CUTS", 2)
+
+
+def audited(log: SoftLog, **more: object) -> AuditReport:
+    wanted = Wanted(str(log.finish()), policy_of(log.origin), AT, **more)  # type: ignore[arg-type]
+    return audit_source(wanted)
+
+
+def steps(log: SoftLog, state: bytes | None) -> Iterator[Audit]:
+    """The steps of an audit in this process, begun or continued."""
+    with open_source(str(log.files.folder)) as source:
+        read = reading(source)
+        opened, policy = open_log(read), policy_of(log.origin)
+        begun = new_state(opened, policy, AT) if state is None else decode_state(state)
+        workers = OwnProcess(CommitChecker(opened.host, read), read, frozenset())
+        audit = Audit(opened, policy, begun, read, workers, AT)
+        for _ in audit.run():
+            yield audit
+
+
+@pytest.mark.usefixtures("small_jobs")
+def test_an_audit_that_stops_at_any_step_and_goes_on_says_the_same(log: SoftLog) -> None:
+    log.finish()
+    states = [encode_state(audit.state) for audit in steps(log, None)]
+    assert len(states) > 5
+    *_, whole = steps(log, None)
+    expected = whole.report()
+    for state in states:
+        *_, last = steps(log, state)
+        report = last.report()
+        assert (report.findings, report.boots, report.starts, report.periods, report.complete) == (
+            expected.findings,
+            expected.boots,
+            expected.starts,
+            expected.periods,
+            True,
+        )
+        assert report.outcome == "verified"
+
+
+def test_a_report_does_not_end_what_it_reports_on(log: SoftLog) -> None:
+    log.finish()
+    *_, audit = steps(log, None)
+    before = encode_state(audit.state)
+    assert audit.report() == audit.report()
+    assert encode_state(audit.state) == before
+
+
+def test_an_audit_of_a_grown_log_reads_only_what_is_new(log: SoftLog, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    first = audited(log, state=state)
+    assert first.log is not None
+    for number in range(1, first.log.size // 256):  # the first one has the genesis record
+        (log.files.folder / f"tile/entries/00{number}").unlink()
+    grow(log)
+    second = audited(log, state=state)
+    assert second.outcome == "verified"
+    assert second.log is not None
+    assert (second.log.resumed, second.log.size) == (first.log.size, log.size)
+    assert any(f"below {first.log.size}" in text for text in second.unknowable)
+
+
+def test_a_log_that_shrank_since_the_last_audit_was_rolled_back(log: SoftLog, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    checkpoint = (log.finish() / "checkpoint").read_bytes()
+    grow(log)
+    assert audited(log, state=state).outcome == "verified"
+    log.files.write("checkpoint", checkpoint)
+    report = audit_source(Wanted(str(log.files.folder), policy_of(log.origin), AT, state=state))
+    (found,) = report.findings
+    assert (found.code, found.severity) == (Code.CHECKPOINT, Severity.FALSE)
+    assert "rolled back or split" in found.message
+
+
+def test_leaves_that_changed_under_an_earlier_audit_are_found_in_the_tile_that_grew(
+    log: SoftLog, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    audited(log, state=state)
+    partial = log.size % 256
+    assert partial
+    log.files.entries[0] = b"x" * 32
+    log.outputs(5)
+    codes = {finding.code for finding in audited(log, state=state).findings}
+    assert Code.BUNDLE in codes or Code.ROOT in codes
+
+
+def test_a_state_of_another_log_or_policy_or_a_damaged_one_is_refused(log: SoftLog, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    audited(log, state=state)
+    other = SoftLog(tmp_path / "other")
+    other.start()
+    with pytest.raises(Failure, match="it is of the log"):
+        audited(other, state=state)
+    with pytest.raises(Failure, match="it is of another policy"):
+        audit_source(Wanted(str(log.files.folder), policy_of(log.origin, "version = 2\n"), AT, state=state))
+    data = state.read_bytes()
+    for damaged in (b"", b"{}", data[:-40], data.replace(b"false", b"true "), b"[" * 100_000):
+        state.write_bytes(damaged)
+        with pytest.raises(Failure, match=r"state of (an|the) audit"):
+            audited(log, state=state)
+    with pytest.raises(MalformedError):
+        decode_state(data[:50])
+
+
+def test_the_engine_takes_no_state_of_another_policy(log: SoftLog) -> None:
+    log.finish()
+    with open_source(str(log.files.folder)) as source:
+        read = reading(source)
+        opened, policy = open_log(read), policy_of(log.origin)
+        state = new_state(opened, policy_of(log.origin, "version = 2\n"), AT)
+        workers = OwnProcess(CommitChecker(opened.host, read), read, frozenset())
+        with pytest.raises(PolicyError):
+            Audit(opened, policy, state, read, workers, AT)
+
+
+def test_processes_that_share_the_work_come_to_the_same(
+    log: SoftLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = audited(log)
+    monkeypatch.setattr(auditing, "_ALONE", 0)
+    assert audited(log, processes=2) == alone
+    (log.files.folder / "tile/0/002").unlink()
+    (log.files.folder / "tile/0/002").mkdir()
+    wanted = Wanted(str(log.files.folder), policy_of(log.origin), AT, processes=2)
+    with pytest.raises(Failure, match="not a plain file"):
+        audit_source(wanted)
+
+
+def test_a_state_is_written_whole_or_not_at_all(log: SoftLog, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    audited(log, state=state)
+    before = state.read_bytes()
+    (tmp_path / "state.tmp").mkdir()
+    *_, audit = steps(log, None)
+    with pytest.raises(Failure):
+        write_state(state, audit.state)
+    assert state.read_bytes() == before
+
+
+def test_the_command_prints_one_object_a_page_or_text_and_its_exit_code(
+    log: SoftLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, page = str(log.finish()), tmp_path / "audit.html"
+    policy = tmp_path / "policy.toml"
+    head = 'schema = "quotary-policy/v1"\n'
+    policy.write_text(f'{head}[[pin]]\norigin = "{log.origin}"\n')
+    words = ["audit", folder, "--policy", str(policy), "--at", str(AT)]
+    assert run([*words, "--json", "--html", str(page), "--resume", str(tmp_path / "state")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["schema"], report["exit"], report["log"]["size"]) == ("quotary-audit/v1", 0, log.size)
+    assert "<!doctype html>" in page.read_text()
+    assert run(words) == 0
+    assert log.origin.partition("/")[0] in capsys.readouterr().out
+    policy.write_text(f'{head}[[pin]]\norigin = "{log.origin[:-4]}aaaa"\n')
+    assert run(words) == 1
+    assert run([*words, "--resume", str(tmp_path / "state")]) == 2
+    (log.files.folder / "tile/entries/001").unlink()
+    (log.files.folder / "tile/0/001").unlink()
+    policy.write_text(f'{head}[[pin]]\norigin = "{log.origin}"\n')
+    assert run(words) == 3
+    (log.files.folder / "checkpoint").unlink()
+    assert run(words) == 3
