@@ -13,7 +13,8 @@ from typing import Any
 
 from vm_guest import Guest
 
-_SECONDS = 120
+_SECONDS = 300
+_NONCE = bytes(range(16))
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,13 @@ def check(kept: Path, policy: Path) -> Judged:
 def verify(kept: Path, policy: Path) -> Judged:
     """Verify one boot's output, with its logs."""
     return attest("verify", kept / "output", "--policy", policy, "--with-logs", kept)
+
+
+def fresh(guest: Guest, policy: Path, folder: Path) -> Judged:
+    """Have the guest quote its platform now, and verify that under a policy with its logs."""
+    folder.mkdir()
+    (folder / "quote").write_bytes(guest.fresh_quote(_NONCE))
+    for name in ("tcg", "ima"):
+        (folder / f"{name}.bin").write_bytes(guest.log(name))
+    given = ("--fresh", "--nonce", _NONCE.hex(), "--with-logs", folder)
+    return attest("verify", folder / "quote", "--policy", policy, *given)

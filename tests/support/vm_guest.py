@@ -241,6 +241,11 @@ class Guest:
         assert self.ready is not None, self.console.shown()
         return str(self.ready["origin"])
 
+    @property
+    def log_url(self) -> str:
+        """Where the agent publishes its log."""
+        return f"http://127.0.0.1:{self.port}/quotary/v1/"
+
     def run(self, command: str) -> bytes:
         """Run a line of shell as root, and return its output; what fails is an error."""
         code, out, err = self.console.run(command)

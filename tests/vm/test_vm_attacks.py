@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy learned from two good boots of a measured host refuses, and how it names the culprit."""
+"""What a policy learned from two good boots of a measured host refuses, and how it names the culprit.
+
+The first four tests share one boot, the host's third; it ends before the others touch the disks.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from vm_boot_disk import COMMAND_LINE, Boot, Keys, switch_secure_boot_off
-from vm_cases import Judged, check, keep, learn
+from vm_cases import Judged, attest, check, fresh, keep, learn
 from vm_guest import Guest, Machine
 from vm_image import Image
 
@@ -22,8 +26,13 @@ class Host:
 
     machine: Machine
     boot: Boot
-    policy: Path
+    origin: str
     folder: Path
+
+    @property
+    def policy(self) -> Path:
+        """The policy that was learned."""
+        return self.folder / "policy.toml"
 
     def judged(self, guest: Guest, name: str) -> Judged:
         """Ask a guest, and hold what it attests against the policy."""
@@ -31,49 +40,75 @@ class Host:
 
 
 def learned(folder: Path, image: Image, boot: Boot) -> Host:
+    """Boot a new machine twice, and learn. The log as it was in the second boot is exported, the state disk copied."""
     machine = Machine(folder / "machine", image, boot)
     kept, origin = [], ""
     for name in ("first", "second"):
         with machine.boot() as guest:
             kept.append(keep(guest, folder / name))
             origin = guest.origin
+            archive = folder / f"{name}.tar"
+            exported = attest("log", "export", guest.log_url, archive)
+            assert exported.code == 0, exported.words
     learn(kept, folder / "policy.toml", origin)
-    return Host(machine, boot, folder / "policy.toml", folder)
+    shutil.copy(machine.state, folder / "backup")
+    return Host(machine, boot, origin, folder)
 
 
 @pytest.fixture(scope="module")
 def host(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """A host that boots by an entry of systemd-boot, without Secure Boot."""
     return learned(tmp_path_factory.mktemp("plain"), image, Boot.of(image))
 
 
-@pytest.fixture(scope="module")
-def secure_host(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Host:
-    folder = tmp_path_factory.mktemp("secure")
-    boot = Boot.of(image).changed(unified=True, keys=Keys.make(folder / "keys"))
-    return learned(folder, image, boot)
+class TestThirdBoot:
+    """One boot: good at first, then its administrator turns against it."""
 
+    @pytest.fixture(scope="class")
+    def third(self, host: Host) -> Iterator[Guest]:
+        """The host's third boot."""
+        with host.machine.boot() as guest:
+            yield guest
 
-def test_a_third_boot_is_accepted_until_an_unknown_program_ran(host: Host) -> None:
-    with host.machine.boot() as guest:
-        accepted = host.judged(guest, "third")
+    def test_a_third_boot_is_accepted_and_its_whole_history_audited(self, host: Host, third: Guest) -> None:
+        kept = keep(third, host.folder / "third")
+        accepted = check(kept, host.policy)
         assert accepted.code == 0, accepted.words
-        guest.run("cp /bin/busybox /var/lib/quotary/unknown && echo >>/var/lib/quotary/unknown")
-        guest.run("/var/lib/quotary/unknown true")
-        refused = host.judged(guest, "unknown-program")
-    assert refused.code == 1
-    assert "/var/lib/quotary/unknown" in refused.words
+        verified = attest("verify", kept / "output", "--policy", host.policy, "--with-logs", kept)
+        assert verified.code == 0, verified.words
+        audited = attest("audit", third.log_url, "--policy", host.policy, "--records", kept)
+        assert audited.code == 0, audited.words
 
+    def test_a_rebooted_host_is_told_from_the_boot_that_a_policy_speaks_of(
+        self, host: Host, third: Guest
+    ) -> None:
+        before = check(host.folder / "second", host.policy).said["results"][0]["reset_count"]
+        window = f'[[platform.clock.boots]]\norigin = "{host.origin}"\nfirst = {before}\nlast = {before}\n'
+        policy = host.folder / "this-boot.toml"
+        policy.write_text(host.policy.read_text() + "\n" + window)
+        assert check(host.folder / "second", policy).code == 0
+        refused = check(host.folder / "third", policy)
+        assert refused.code == 1
+        assert "platform.clock" in refused.words
+        assert fresh(third, host.policy, host.folder / "now").code == 0
+        assert fresh(third, policy, host.folder / "then").code == 1
 
-def test_a_swapped_model_is_refused_by_its_name_and_digest(host: Host) -> None:
-    with host.machine.boot() as guest:
-        guest.run("stop_agent; stop_engine; cp $MODEL /run/good; echo 'other weights, same name' >$MODEL")
-        guest.run("start_engine; start_agent")
+    def test_a_swapped_model_is_refused_by_its_name_and_digest(self, host: Host, third: Guest) -> None:
+        third.run("stop_agent; stop_engine; cp $MODEL /run/good; echo 'other weights, same name' >$MODEL")
+        third.run("start_engine; start_agent")
         try:
-            refused = host.judged(guest, "other-model")
+            refused = host.judged(third, "other-model")
         finally:
-            guest.run("cp /run/good $MODEL")
-    assert refused.code == 1
-    assert "guest" in refused.words
+            third.run("cp /run/good $MODEL; sync")
+        assert refused.code == 1
+        assert "guest" in refused.words
+
+    def test_an_unknown_program_is_refused_by_its_path(self, host: Host, third: Guest) -> None:
+        third.run("cp /bin/true /var/lib/quotary/unknown && echo >>/var/lib/quotary/unknown")
+        third.run("/var/lib/quotary/unknown")
+        refused = host.judged(third, "unknown-program")
+        assert refused.code == 1
+        assert "/var/lib/quotary/unknown" in refused.words
 
 
 def test_another_kernel_is_refused_by_its_digest_in_pcr_4(host: Host, tmp_path: Path) -> None:
@@ -91,31 +126,34 @@ def test_a_changed_command_line_is_refused_with_its_text(host: Host) -> None:
     assert "init_on_alloc=0" in refused.words
 
 
-def test_secure_boot_switched_off_is_refused_by_name(secure_host: Host) -> None:
-    machine = secure_host.machine
-    with machine.boot() as guest:
-        accepted = secure_host.judged(guest, "third")
-        assert accepted.code == 0, accepted.words
-    switch_secure_boot_off(machine.variables)
-    with machine.boot() as guest:
-        refused = secure_host.judged(guest, "off")
-    assert refused.code == 1
-    assert "Secure Boot is off" in refused.words
-
-
-def test_a_log_that_was_rolled_back_stops_the_agent(host: Host, tmp_path: Path) -> None:
-    backup = tmp_path / "state"
-    shutil.copy(host.machine.state, backup)
-    with host.machine.boot() as guest:
-        keep(guest, tmp_path / "lost")
-    shutil.copy(host.machine.state, tmp_path / "newest")
-    shutil.copy(backup, host.machine.state)
+def test_a_log_that_was_rolled_back_stops_the_agent_and_is_seen_by_who_holds_an_answer(host: Host) -> None:
+    newest = host.folder / "newest"
+    shutil.copy(host.machine.state, newest)
+    shutil.copy(host.folder / "backup", host.machine.state)
     try:
         with host.machine.boot() as guest:
             assert guest.ready is None
         assert "start counter" in host.machine.serial.read_text(errors="replace")
     finally:
-        shutil.copy(tmp_path / "newest", host.machine.state)
+        shutil.copy(newest, host.machine.state)
+    audited = attest(
+        "audit", host.folder / "second.tar", "--policy", host.policy, "--records", host.folder / "third"
+    )
+    assert audited.code == 1
+    assert audited.said["records"]["unmatched"]
+
+
+def test_secure_boot_switched_off_is_refused_by_name(
+    image: Image, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("secure")
+    boot = Boot.of(image).changed(unified=True, keys=Keys.make(folder / "keys"))
+    host = learned(folder, image, boot)
+    switch_secure_boot_off(host.machine.variables)
+    with host.machine.boot() as guest:
+        refused = host.judged(guest, "off")
+    assert refused.code == 1
+    assert "Secure Boot is off" in refused.words
 
 
 def attacked(host: Host, boot: Boot, name: str) -> Judged:
@@ -132,4 +170,4 @@ def other_build(kernel: bytes) -> bytes:
     """A kernel that says it is of another build: it boots as well, and is another file."""
     place = int.from_bytes(kernel[0x20E:0x210], "little") + 0x200
     end = kernel.index(b"\0", place)
-    return kernel[:place] + b"6.1.0-evil".ljust(end - place, b" ") + kernel[end:]
+    return kernel[:place] + b"6.1.0-other".ljust(end - place, b" ") + kernel[end:]

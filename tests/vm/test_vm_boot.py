@@ -23,8 +23,8 @@ def test_a_measured_host_serves_under_a_learned_policy_until_it_runs_an_unknown_
         learn([first], policy, guest.origin)
         accepted = check(keep(guest, tmp_path / "again"), policy)
         assert accepted.code == 0, accepted.words
-        guest.run("cp /bin/busybox /var/lib/quotary/unknown && echo >>/var/lib/quotary/unknown")
-        guest.run("/var/lib/quotary/unknown true")
+        guest.run("cp /bin/true /var/lib/quotary/unknown && echo >>/var/lib/quotary/unknown")
+        guest.run("/var/lib/quotary/unknown")
         refused = check(keep(guest, tmp_path / "after"), policy)
     assert refused.code == 1, refused.words
     assert "/var/lib/quotary/unknown" in refused.words
