@@ -101,9 +101,9 @@ class BootOf:
         """What a TPM quotes."""
         return {**self.log().values(), 10: replayed(self.records()), **self.late}
 
-    def attestation(self, host: Forge, *, logs: str = "tcg ima") -> Attestation:
-        """Evidence of this boot from a host, with the logs that are named."""
+    def attestation(self, host: Forge, *, logs: str = "tcg ima", clock: int = 1) -> Attestation:
+        """Evidence of this boot from a host, with the logs that are named, quoted at a time of the TPM's clock."""
         measured = replace(host, pcrs=self.pcrs())
         found = {"tcg": self.log().agile(), "ima": self.ima()}
         given = {name: found[name] for name in logs.split()}
-        return replace(measured.attestation(reset_count=self.resets), boot_logs=given)
+        return replace(measured.attestation(reset_count=self.resets, clock=clock), boot_logs=given)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +43,25 @@ class Verified:
 
 
 def read_evidence(
-    places: Sequence[Path], log_places: Sequence[Path], policy: Policy, at: int, *, quiet: bool
+    places: Sequence[Path],
+    log_places: Sequence[Path],
+    policy: Policy,
+    at: int,
+    *,
+    quiet: bool,
+    choose: Callable[[Iterable[Given]], list[Given]] = list,
 ) -> list[Verified]:
     """Read and verify attestations; `policy` says whom to trust, and its rules on platforms are not asked.
+
+    `choose` says which of them; by default all.
 
     Raises:
         Failure: one of them is false (1) or could not be checked (3).
     """
     logs = BootLogFiles([*log_places, *(place for place in places if _is_archive(place))])
     with ExitStack() as opened:
-        given = list(given_attestations(places, opened))
+        opened.callback(logs.close)
+        given = choose(given_attestations(places, opened))
         return [_verify(one, policy, at, logs) for one in _with_progress(given, quiet)]
 
 

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from quotary_cli.learnima import Ran
-from quotary_cli.learning import GoodBoot, Kind
+from quotary_cli.learning import Kind
 from quotary_cli.tomltext import remark, string, strings, table
 from quotary_verifier.logs.workload import TYPE_MODEL
+from quotary_verifier.policy.findings import PlatformEvidence
 from quotary_verifier.policy.rules import IMA_TEMPLATES, LOADER_PCRS, BootRules, SecureBootRules
+
+Models = Mapping[tuple[str, bytes], int]
+"""Name and weights of each model → in how many boots it could serve."""
 
 MIN_CERTAIN = 2
 """Boots from which on something can be called stable."""
@@ -148,23 +152,23 @@ def _ima(ran: Ran, files: ListFile, aggregate: bool) -> Iterator[str]:
         yield table("[[platform.ima.file]]", named)
 
 
-def models_of(boots: Iterable[GoodBoot]) -> Mapping[tuple[str, bytes], tuple[str, ...]]:
-    """Return the models that may have served: name and weights → the boots in which they could."""
-    found: dict[tuple[str, bytes], list[str]] = {}
-    for boot in boots:
-        log = boot.evidence.workload
+def models_of(evidence: Iterable[PlatformEvidence]) -> Models:
+    """Return the models that may have served, with the boots in which they could."""
+    found: dict[tuple[str, bytes], set[tuple[str, int, int]]] = {}
+    for one in evidence:
+        log, boot = one.workload, (one.origin, one.clock.reset_count, one.clock.restart_count)
         for logged in () if log is None else log.current:
             event = logged.event
             if event is not None and event.type == TYPE_MODEL:
-                found.setdefault((event.name, event.digest), []).append(boot.name)
-    return {key: tuple(names) for key, names in sorted(found.items())}
+                found.setdefault((event.name, event.digest), set()).add(boot)
+    return {key: len(boots) for key, boots in sorted(found.items())}
 
 
-def models_text(models: Mapping[tuple[str, bytes], tuple[str, ...]], total: int) -> str:
+def models_text(models: Models, total: int) -> str:
     """Return the `[[model]]` tables."""
     parts = []
     for (name, weights), boots in models.items():
-        said = f"could serve in {len(set(boots))} of {total} boots"
+        said = f"could serve in {boots} of {counted(total, 'boot')}"
         entries = [("name", string(name)), ("weights", string(f"sha256:{weights.hex()}"))]
         parts.append(table("[[model]]", entries, remarks=[said]))
     return "\n".join(parts)

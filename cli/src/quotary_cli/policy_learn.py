@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import click
 
+from quotary_cli.bootchoice import choose
 from quotary_cli.enrolment import FILE, json_option, write_file
 from quotary_cli.evidence import EVIDENCE, Verified, logs_option, read_evidence
 from quotary_cli.learnima import Ran, ran
@@ -20,6 +21,7 @@ from quotary_cli.learning import GoodBoot, Kind, kinds_of
 from quotary_cli.learntext import (
     MIN_CERTAIN,
     ListFile,
+    Models,
     counted,
     models_of,
     models_text,
@@ -76,9 +78,9 @@ def learn(
     """
     text = _base_text(base, pins, software=software_tpm)
     trust, moment = _trust(text, base), parse_time(at)
-    found = read_evidence(evidence, log_places, trust, moment, quiet=as_json)
-    boots = _boots(found)
-    learned = _learn(text, trust, boots, out, moment)
+    found = read_evidence(evidence, log_places, trust, moment, quiet=as_json, choose=choose)
+    models = {} if trust.models else models_of(one.evidence for one in found)
+    learned = _learn(text, _boots(found), models, out, moment)
     if learned.files is not None:
         write_file(out.with_name(learned.files.name), learned.listed)
     write_file(out, learned.text.encode())
@@ -152,12 +154,11 @@ def _boots(found: Iterable[Verified]) -> tuple[GoodBoot, ...]:
     return tuple(last[key] for key in sorted(last))
 
 
-def _learn(text: str, trust: Policy, boots: tuple[GoodBoot, ...], out: Path, at: int) -> Learned:
+def _learn(text: str, boots: tuple[GoodBoot, ...], models: Models, out: Path, at: int) -> Learned:
     """Learn, and hold every boot against the result: what is written accepts all that it was learned from."""
     kinds, measured = kinds_of(boots), _ran(boots)
     listed = b"" if measured is None else measured.listed()
     files = None if measured is None else ListFile(_list_name(out), hashlib.sha256(listed).digest())
-    models = {} if trust.models else models_of(boots)
     head = f"{text.rstrip()}\n\n" + remark(f"Learned from {_seen(boots)}.")
     tail = models_text(models, len(boots))
     departures: list[tuple[GoodBoot, Finding]] = []

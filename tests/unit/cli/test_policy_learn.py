@@ -40,10 +40,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def give(boot: BootOf, name: str = "evidence", host: Forge = HOST, logs: str = "tcg ima") -> str:
+def give(
+    boot: BootOf, name: str = "evidence", host: Forge = HOST, logs: str = "tcg ima", clock: int = 1
+) -> str:
     """Write a boot's evidence and return its file."""
     path = Path(f"{name}.attestation")
-    path.write_bytes(boot.attestation(host, logs=logs).encode())
+    path.write_bytes(boot.attestation(host, logs=logs, clock=clock).encode())
     return str(path)
 
 
@@ -181,6 +183,23 @@ def test_nothing_is_learned_from_evidence_that_is_false(
     assert learn("first.attestation", other) == 1
     assert not Path("learned.toml").exists()
     assert "nothing" not in capsys.readouterr().out
+
+
+def test_of_many_attestations_of_a_boot_the_last_is_learned_from_and_every_model(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("boots").mkdir()
+    longer = replace(FIRST, files={**FIRST.files, "/usr/bin/late": b"late"})
+    other = replace(HOST, model="Qwen")
+    give(FIRST, "boots/1", clock=1000)
+    give(longer, "boots/0", clock=2000)
+    give(FIRST, "boots/2", other, clock=500)
+    capsys.readouterr()
+    words = ["policy", "learn", "boots", "--base", "base.toml", "--out", "learned.toml"]
+    code, found = attest(*words, capsys=capsys)
+    assert (code, [Path(boot["name"]).stem for boot in found["boots"]]) == (0, ["0"])
+    assert [model.partition(" ")[0] for model in found["models"]] == ["Qwen", HOST.model]
+    assert "/usr/bin/late" in Path("learned.files.sha256sum").read_text()
 
 
 def test_trust_must_come_from_somewhere(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
