@@ -271,6 +271,14 @@ EXTENSIONS: dict[str, tuple[bytes, str]] = {
     "a short fmspc": (PLATFORM.extension({b"\x04": encode(0x04, b"x")}), "has 1 bytes"),
     "a type that is negative": (PLATFORM.extension({b"\x05": encode(0x0A, b"\x80")}), "no small number"),
     "a type that is huge": (PLATFORM.extension({b"\x05": encode(0x0A, bytes(4))}), "no small number"),
+    "a name without a value": (
+        encode(0x30, encode(0x30, encode(0x06, bytes.fromhex("2a864886f84d010d0101")))),
+        "truncated",
+    ),
+    "a value with more behind it": (
+        encode(0x30, encode(0x30, encode(0x06, bytes.fromhex("2a864886f84d010d0101")) + number(1) + b"x")),
+        "not of its length",
+    ),
     "a value that has no name": (encode(0x30, encode(0x30, number(1) + number(2))), "not made of named"),
 }
 

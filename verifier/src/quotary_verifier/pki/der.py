@@ -29,11 +29,11 @@ def header(data: bytes, at: int) -> tuple[int, int, int]:
 
 def elements(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Tag and content of each element; MalformedError unless they fill the bytes."""
-    at = 0
-    while at < len(data):
+    at, end = 0, len(data)
+    while at < end:
         tag, size, content = header(data, at)
         at = content + size
-        if at > len(data):
+        if at > end:
             raise MalformedError("a certificate is truncated")
         yield tag, data[content:at]
 

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.evidence.tee.amd_roots import ARK_GENOA, ARK_MILAN, ARK_TURIN
 from quotary_verifier.pki.anchors import UNREADABLE
-from quotary_verifier.pki.der import header
+from quotary_verifier.pki.der import elements, header
 from quotary_verifier.pki.revocation import Revocation, check_revocation, read_crl
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_CERTIFICATE
@@ -49,6 +49,7 @@ _SERIAL_ZERO: Final = b"\x02\x01\x00"
 _SERIAL_ONE: Final = b"\x02\x01\x01"
 _VERSION: Final = 0xA0
 _BIT_STRING: Final = 0x03
+_COMMON_NAME: Final = bytes.fromhex("550403")
 _MAX_CRLS: Final = 8
 _CA_EXTENSIONS: Final = frozenset({x509.BasicConstraints.oid, x509.KeyUsage.oid})
 
@@ -72,13 +73,14 @@ class SigningKey(enum.Enum):
 class AmdCertificate:
     """One certificate, read whole, and what was really signed.
 
-    `name`: the subject's common name. `ca`: whether it may sign certificates. `extensions`: those that the library does
-    not know, by identifier. `sha256`: of the original bytes. `certificate`: a copy for reading, see above.
+    `name`: the subject's common name. `subject`, `issuer`: names as they stand there (DER). `ca`: whether it may sign
+    certificates. `extensions`: those that the library does not know, by identifier. `sha256`: of the original bytes.
+    `certificate`: a copy for reading, see above.
     """
 
     name: str
-    subject: x509.Name
-    issuer: x509.Name
+    subject: bytes
+    issuer: bytes
     not_before: datetime
     not_after: datetime
     key: object
@@ -92,9 +94,10 @@ class AmdCertificate:
 
 @frozen
 class AmdRoots:
-    """The ARKs that are trusted, by generation. Injectable; `amd_roots` are AMD's own."""
+    """The ARKs that are trusted, and their names (RFC 4514), by generation. `amd_roots` are AMD's own."""
 
     arks: Mapping[Generation, AmdCertificate]
+    names: Mapping[Generation, str]
 
     @classmethod
     def from_der(cls, arks: Mapping[Generation, bytes]) -> AmdRoots:
@@ -106,7 +109,8 @@ class AmdRoots:
                 verify_link(ark, ark)
             except EvidenceError as error:
                 raise MalformedError(f"{ark.name} is no root: {error}") from None
-        return cls(read)
+        names = {generation: ark.certificate.subject.rfc4514_string() for generation, ark in read.items()}
+        return cls(read, names)
 
 
 @functools.cache
@@ -122,20 +126,22 @@ def read_amd_certificate(der: bytes) -> AmdCertificate:
     if len(der) > MAX_CERTIFICATE:
         raise MalformedError(f"an amd certificate of {len(der)} bytes is too large")
     body, algorithm, signature = _parts(der)
-    inner, serial = _inside(body)
-    if algorithm not in _ALGORITHMS or inner != algorithm:
+    inside = _inside(body)
+    if algorithm not in _ALGORITHMS or inside.algorithm != algorithm:
         raise MalformedError("an amd certificate is not signed with rsa-pss and sha-384")
     copy = der
-    if body[serial : serial + 3] == _SERIAL_ZERO:
-        at = der.index(body) + serial
+    if body[inside.serial : inside.serial + 3] == _SERIAL_ZERO:
+        at = header(der, 0)[2] + inside.serial
         copy = der[:at] + _SERIAL_ONE + der[at + 3 :]
     try:
-        return _read(x509.load_der_x509_certificate(copy), body, signature, hashlib.sha256(der).digest())
+        return _read(x509.load_der_x509_certificate(copy), inside, body, signature, der)
     except (*UNREADABLE, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
         raise MalformedError(f"an amd certificate cannot be read: {error}") from None
 
 
-def _read(certificate: x509.Certificate, body: bytes, signature: bytes, sha256: bytes) -> AmdCertificate:
+def _read(
+    certificate: x509.Certificate, inside: _Body, body: bytes, signature: bytes, der: bytes
+) -> AmdCertificate:
     """Read at once all that is used: the library reads lazily, and would raise its own errors later."""
     ca, unknown = False, {}
     for extension in certificate.extensions:
@@ -148,11 +154,10 @@ def _read(certificate: x509.Certificate, body: bytes, signature: bytes, sha256: 
             ca = value.ca
     if ca:
         ca = certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
-    subject = certificate.subject
     return AmdCertificate(
-        name=_common_name(subject),
-        subject=subject,
-        issuer=certificate.issuer,
+        name=_common_name(inside.subject),
+        subject=inside.subject,
+        issuer=inside.issuer,
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
         key=certificate.public_key(),
@@ -161,7 +166,7 @@ def _read(certificate: x509.Certificate, body: bytes, signature: bytes, sha256: 
         certificate=certificate,
         signed=body,
         signature=signature,
-        sha256=sha256,
+        sha256=hashlib.sha256(der).digest(),
     )
 
 
@@ -179,16 +184,27 @@ def _parts(der: bytes) -> tuple[bytes, bytes, bytes]:
     return body, algorithm, signature[1:]
 
 
-def _inside(body: bytes) -> tuple[bytes, int]:
-    """The algorithm inside the signed body, and where in it the serial number stands."""
+@frozen
+class _Body:
+    """Parts of a certificate's signed body as they stand, and where in it the serial number does."""
+
+    serial: int
+    algorithm: bytes
+    issuer: bytes
+    subject: bytes
+
+
+def _inside(body: bytes) -> _Body:
     at = header(body, 0)[2]
     tag, size, content = header(body, at)
     if tag == _VERSION:
         at = content + size
-        _, size, content = header(body, at)
-    serial, at = at, content + size
-    _, size, content = header(body, at)
-    return body[at : content + size], serial
+    places = [at]
+    for _ in range(5):  # serial number, algorithm, issuer, validity, subject
+        _, size, content = header(body, places[-1])
+        places.append(content + size)
+    serial, algorithm, issuer, validity, subject, end = places
+    return _Body(serial, body[algorithm:issuer], body[issuer:validity], body[subject:end])
 
 
 def verify_link(child: AmdCertificate, issuer: AmdCertificate) -> None:
@@ -284,8 +300,25 @@ def _require_ca(certificate: AmdCertificate) -> None:
         raise EvidenceError(f"{certificate.name} may not sign certificates")
 
 
-def _common_name(name: x509.Name) -> str:
-    found = name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    if len(found) != 1 or not isinstance(found[0].value, str):
+def _common_name(name: bytes) -> str:
+    found = [
+        value
+        for _, names in elements(name)
+        for _, one in elements(names)
+        for _, pair in elements(one)
+        for (_, oid), (_, value) in [_two(pair)]
+        if oid == _COMMON_NAME
+    ]
+    if len(found) != 1:
         raise MalformedError("an amd certificate does not have exactly one common name")
-    return found[0].value
+    try:
+        return found[0].decode("ascii")
+    except UnicodeDecodeError:
+        raise MalformedError("the common name of an amd certificate is not ascii") from None
+
+
+def _two(pair: bytes) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
+    parts = tuple(elements(pair))
+    if len(parts) != 2:
+        raise MalformedError("a name in an amd certificate is not made of pairs")
+    return parts[0], parts[1]

@@ -29,7 +29,7 @@ from cryptography.x509.verification import (
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tee.intel_root import SGX_ROOT
 from quotary_verifier.pki.anchors import UNREADABLE, read_ca_certificate
-from quotary_verifier.pki.der import elements
+from quotary_verifier.pki.der import elements, header
 from quotary_verifier.pki.profiles import ca_policy
 from quotary_verifier.pki.revocation import Revocation, check_revocation
 from quotary_verifier.wire.frozen import frozen
@@ -43,7 +43,7 @@ TCB_SIGNING_NAME: Final = "Intel SGX TCB Signing"
 _SGX: Final = bytes.fromhex("2a864886f84d010d01")  # 1.2.840.113741.1.13.1
 _SGX_OID: Final = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
 _SEQUENCE: Final = 0x30
-_OID: Final = 0x06
+_OID: Final = b"\x06"
 _NUMBERS: Final = (0x02, 0x0A)  # INTEGER, ENUMERATED
 _OCTETS: Final = 0x04
 _COMPONENTS: Final = 16
@@ -209,13 +209,16 @@ def _fields(content: bytes) -> _Fields:
     """A sequence of pairs of identifier and value, by what stands behind Intel's own identifier."""
     found: _Fields = {}
     for tag, pair in elements(content):
-        parts = list(elements(pair))
-        if tag != _SEQUENCE or len(parts) != 2 or parts[0][0] != _OID or not parts[0][1].startswith(_SGX):
+        if tag != _SEQUENCE or pair[:1] != _OID or not pair.startswith(_SGX, 2):
             raise MalformedError("the pck certificate's extension is not made of named values")
-        name = parts[0][1][len(_SGX) :]
+        end = 2 + pair[1]
+        kind, size, at = header(pair, end)
+        if at + size != len(pair):
+            raise MalformedError("a value of the pck certificate's extension is not of its length")
+        name = pair[2 + len(_SGX) : end]
         if name in found:
             raise MalformedError("the pck certificate's extension has a value twice")
-        found[name] = parts[1]
+        found[name] = kind, pair[at:]
     return found
 
 

@@ -115,11 +115,12 @@ def verify_snp(
         raise ValueError(f"{len(report_data)} bytes are expected as report data, not {REPORT_DATA_BYTES}")
     report = parse_snp_report(evidence)
     generation = report.generation() or _generation_of(endorsements.issuer)
+    trusted = roots or amd_roots()
     path = verify_amd_path(
         endorsements.leaf,
         endorsements.issuer,
         endorsements.crls,
-        roots or amd_roots(),
+        trusted,
         (generation, report.signing_key),
         at,
     )
@@ -128,11 +129,16 @@ def verify_snp(
     csp = _check_leaf(path, report, generation, reported)
     if not hmac.compare_digest(report.report_data, report_data):
         raise EvidenceError("the report data is not what the sev-snp report has to bind")
-    return _claims(report, generation, reported, csp, path)
+    return _claims(report, generation, reported, csp, path, trusted.names[generation])
 
 
 def _claims(
-    report: SnpReport, generation: Generation, reported: Tcb, csp: str | None, path: AmdPath
+    report: SnpReport,
+    generation: Generation,
+    reported: Tcb,
+    csp: str | None,
+    path: AmdPath,
+    root: str,
 ) -> SnpClaims:
     shown = ["report-data", "signature", "chain", "tcb-certificate"]
     not_shown: list[str] = []
@@ -148,7 +154,7 @@ def _claims(
         launch=parse_tcb(report.launch_tcb, generation),
         csp=csp,
         signer=Signer(
-            root=path.ark.subject.rfc4514_string(),
+            root=root,
             root_sha256=path.ark.sha256,
             not_before=path.not_before,
             not_after=path.not_after,
