@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,48 @@ async def test_boot_logs_are_replayed_once_a_boot_over_sleep_and_every_prefix_is
     export_again = Wanted(str(folder / "static"), policy_of(report.log.origin if report.log else ""), AT)
     (found,) = (f for f in audit_source(export_again).findings if f.code is not Code.SLEEP)
     assert (found.code, found.severity) == (Code.BOOT_LOG, Severity.COULD_NOT)
+
+
+async def test_given_records_are_matched_and_what_is_omitted_or_of_another_history_is_named(
+    tpm: Tpm, tmp_path: Path
+) -> None:
+    folder, held = tmp_path / "state", tmp_path / "held"
+    held.mkdir()
+    async with running(tpm, folder) as agent:
+        for number in range(4):
+            delivered = await agent.attest(b"answer %d" % number)
+            if number != 2:
+                (held / f"{number}.attestation").write_bytes(delivered.encoded)
+        record = agent.store.record_at(1).record
+        (held / "boot.record").write_bytes(record)
+        (held / "answer.txt").write_bytes(b"answer 0")
+        await settled(agent.store)
+        shutil.copytree(folder, tmp_path / "copy")
+        lost = await agent.attest(b"an answer that the host would rather not have given")
+    report = audited(folder, records=(held,))
+    assert report.outcome == "verified", report.findings
+    assert report.records is not None
+    assert dict(report.records.places) == {
+        "0.attestation": 2,
+        "1.attestation": 3,
+        "3.attestation": 5,
+        "boot.record": 1,
+    }
+    assert (report.records.omitted, report.records.omitted_ranges) == (2, ((4, 5), (6, 7)))
+    assert [finding.code for finding in report.findings] == [Code.RECORD_OMITTED]
+
+    # A copy of the state, taken up after a reboot: nothing in that history tells of the answer, but who has it does.
+    tpm.reset()
+    copy = tmp_path / "copy"
+    async with running(tpm, copy) as agent:
+        await answer(agent)
+    assert audited(copy).findings == ()
+    (held / "lost.attestation").write_bytes(lost.encoded)
+    report = audited(copy, records=(held,))
+    assert report.outcome == "rejected"
+    assert {finding.code for finding in report.findings if finding.severity is Severity.FALSE} == {
+        Code.RECORD_OTHER_HISTORY,
+        Code.RECORD_UNMATCHED,
+    }
+    assert report.records is not None
+    assert report.records.unmatched == ("lost.attestation",)
