@@ -96,6 +96,15 @@ def tcg_seeds() -> Iterator[bytes]:
 
 def tcg_events(data: bytes) -> None:
     """Events whose digests fit: register, type, whether the digest is of the data, two bytes of length, data."""
+    writer = events_of(data)
+    log = tried(parse_tcg_log, writer.agile())  # a startup locality may stand at a wrong place
+    if log is not None:
+        assert len(log.unverified_events_do_not_trust()) == 1 + len(writer.events)
+        replay_everything(log)
+
+
+def events_of(data: bytes) -> TcgWriter:
+    """The events of bytes as `tcg_events` takes them."""
     writer = TcgWriter((0x0B,))
     at = 0
     while at + 5 <= len(data):
@@ -104,10 +113,7 @@ def tcg_events(data: bytes) -> None:
         content = data[at + 5 : at + 5 + size]
         writer.add(register % 16, kind, content, b"an image" if foreign else None)
         at += 5 + size
-    log = tried(parse_tcg_log, writer.agile())  # a startup locality may stand at a wrong place
-    if log is not None:
-        assert len(log.unverified_events_do_not_trust()) == 1 + len(writer.events)
-        replay_everything(log)
+    return writer
 
 
 def as_events(writer: TcgWriter) -> bytes:

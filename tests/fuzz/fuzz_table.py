@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fuzz_logs
+import fuzz_policy
 import fuzz_recipe
 import fuzz_tee
 import fuzz_tee_signed
@@ -21,10 +22,16 @@ REGRESSIONS = FOLDER / "regressions"
 RESULTS = FOLDER / "RESULTS.json"
 
 TARGETS: dict[str, Target] = (
-    fuzz_recipe.TARGETS | fuzz_logs.TARGETS | fuzz_tee.TARGETS | fuzz_tee_signed.TARGETS | fuzz_wire.TARGETS
+    fuzz_recipe.TARGETS
+    | fuzz_policy.TARGETS
+    | fuzz_logs.TARGETS
+    | fuzz_tee.TARGETS
+    | fuzz_tee_signed.TARGETS
+    | fuzz_wire.TARGETS
 )
 _CBOR = (
     *fuzz_recipe.CBOR_TARGETS,
+    *fuzz_policy.CBOR_TARGETS,
     *fuzz_tee.CBOR_TARGETS,
     *fuzz_tee_signed.CBOR_TARGETS,
     *fuzz_wire.CBOR_TARGETS,

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -105,6 +105,8 @@ def read_policy_key(pem: bytes) -> PolicyKey:
         public = load_pem_public_key(pem)
     except ValueError:
         raise MalformedError("the file is no public key in PEM") from None
+    except UnsupportedAlgorithm:
+        raise UnsupportedError("the file is a public key of a kind that is not known") from None
     return policy_key(public)
 
 
