@@ -70,11 +70,24 @@ class VerifyingMiddleware:
 
     async def fetch(self, url: str, exchange: Exchange, request: aiohttp.ClientRequest) -> None:
         """Fetch the attestation of an exchange from its host."""
+        found = await self._get(url, exchange, request, self.judge.checks.limits.attestation)
+        exchange.fetched(*found) if isinstance(found, tuple) else exchange.not_fetched(found)
+
+    async def fetch_logs(self, exchange: Exchange, request: aiohttp.ClientRequest) -> None:
+        """Fetch the boot logs that the attestation names and nobody knows here."""
+        for digest, url in exchange.wanted_logs():
+            found = await self._get(url, exchange, request, self.judge.checks.limits.log)
+            exchange.took_log(digest, *(found if isinstance(found, tuple) else (0, b"")))
+
+    async def _get(
+        self, url: str, exchange: Exchange, request: aiohttp.ClientRequest, most: int
+    ) -> tuple[int, bytes] | str:
+        """Fetch up to `most` bytes: status and body, or why not."""
         headers = {"Accept-Encoding": "identity"}
         if exchange.may_send_credentials and "Authorization" in request.headers:
             headers["Authorization"] = request.headers["Authorization"]
-        most = self.judge.checks.limits.attestation
-        for attempt in range(_ATTEMPTS):
+        reason = ""
+        for _ in range(_ATTEMPTS):
             try:
                 async with request.session.get(
                     url, headers=headers, allow_redirects=False, middlewares=()
@@ -83,13 +96,11 @@ class VerifyingMiddleware:
                     async for piece in answer.content.iter_any():
                         body += piece
                         if len(body) > most:
-                            exchange.not_fetched(f"it is longer than {most} bytes")
-                            return
-                    exchange.fetched(answer.status, bytes(body))
-                    return
+                            return f"it is longer than {most} bytes"
+                    return answer.status, bytes(body)
             except (aiohttp.ClientError, TimeoutError) as error:
-                if attempt + 1 == _ATTEMPTS:
-                    exchange.not_fetched(type(error).__name__)
+                reason = type(error).__name__
+        return reason
 
 
 class _Reader(aiohttp.StreamReader):
@@ -126,6 +137,7 @@ class _Reader(aiohttp.StreamReader):
             url = self._exchange.end()
             if url is not None:
                 await self._over.fetch(url, self._exchange, self._request)
+            await self._over.fetch_logs(self._exchange, self._request)
             self.feed_data(self._exchange.conclude())
         except AttestationError as error:
             self.set_exception(error)

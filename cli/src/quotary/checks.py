@@ -28,12 +28,13 @@ class Limits:
     """Bytes that a client takes from a host before it knows who that is.
 
     `held`: an answer that is not a stream, or one event of a stream. `attestation`: one that is fetched. `kept`: of
-    an answer, for `Exchange.output`; of a longer one only the digest is kept.
+    an answer, for `Exchange.output`; of a longer one only the digest is kept. `log`: a boot log that is fetched.
     """
 
     held: int = 64 * 1024 * 1024
     attestation: int = 1024 * 1024
     kept: int = 16 * 1024 * 1024
+    log: int = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Checks:
             makes it necessary to do without.
         door: Where attestations are fetched by output id, relative to the request's URL or absolute.
         limits: Bounds on what is taken from a host.
+        logs: Whether boot logs that attestations name by digest are fetched from their host, once for each boot and as
+            much as the host measures meanwhile. A policy with rules for what booted needs them.
         clock: The time of verification, in seconds since the epoch.
         randomness: Makes nonces.
         policy_trust: Whose signed policies are taken, and how old ones may be; with keys, `policy` must be signed.
@@ -63,6 +66,7 @@ class Checks:
     request: bool = True
     door: str = DOOR
     limits: Limits = Limits()
+    logs: bool = False
     clock: Callable[[], float] = time.time
     randomness: Callable[[int], bytes] = secrets.token_bytes
     policy_trust: PolicyTrust = _NO_TRUST

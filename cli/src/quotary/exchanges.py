@@ -2,8 +2,8 @@
 """One request and its answer, from the nonce to the verdict. No input or output: a transport hands in what comes.
 
 A transport calls, in this order: `answered` with status and fields; `feed` with each piece of the body, handing on
-what it returns; `end`, which says what must be fetched; `conclude`, whose rest is handed on last. A body that is not
-read to its end is `abandon`ed.
+what it returns; `end` and `wanted_logs`, which say what must be fetched; `conclude`, whose rest is handed on last. A
+body that is not read to its end is `abandon`ed.
 """
 
 from __future__ import annotations
@@ -217,6 +217,19 @@ class Exchange:
             f"the attestation of {self.output_id} was not fetched: {why}", self
         )
 
+    def wanted_logs(self) -> list[tuple[bytes, str]]:
+        """Return what is to be fetched besides: digest and URL of each boot log that is not known here."""
+        logs, door = self._judge.logs, urljoin(self.url, self._judge.checks.door)
+        if logs is None or self.attestation is None or self.error is not None:
+            return []
+        place = door.removesuffix("attestations/") + "blob/"
+        return [(digest, place + digest.hex()) for digest in logs.missing(self.attestation)]
+
+    def took_log(self, digest: bytes, status: int, body: bytes) -> None:
+        """Take in what came of fetching a boot log; without it, what it would show is not checked."""
+        if self._judge.logs is not None:
+            self._judge.logs.take(digest, body if status == 200 else None)
+
     def conclude(self) -> bytes:
         """Judge the answer, and return the rest of its body, which is handed on last.
 
@@ -311,7 +324,8 @@ class Exchange:
             return
         output = HashedBody(self._hash.digest(), self._stripper.attestation is not None)
         request = self.request if self._judge.checks.request else None
-        question = Question(output, self._judge.now(), request, self.nonce)
+        logs = {} if self._judge.logs is None else self._judge.logs.given(self.attestation)
+        question = Question(output, self._judge.now(), request, self.nonce, logs=logs)
         try:
             self._verdict = self._judge.verify(self.attestation, question)
         except Rejected as error:

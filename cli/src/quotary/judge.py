@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from threading import Lock
 
+from quotary.bootlogs import HostLogs
 from quotary.checks import Checks, PolicySource, read_policy
 from quotary_verifier import MalformedError, Question, UnsupportedError, Verdict, VerifiedCommit, verify_in
 from quotary_verifier.wire.attestation import Attestation
@@ -31,6 +32,7 @@ class Judge:
 
     def __init__(self, checks: Checks | PolicySource) -> None:
         self.checks = checks if isinstance(checks, Checks) else Checks(checks)
+        self.logs = HostLogs(self.checks.clock) if self.checks.logs else None
         self.policy = read_policy(self.checks.policy, self.checks.policy_trust, self.checks.clock)
         # The answers of one commit mostly come in the same second, for which its verification stands.
         self._commits: OrderedDict[tuple[int, bytes], VerifiedCommit] = OrderedDict()

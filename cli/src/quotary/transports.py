@@ -79,13 +79,6 @@ class Checking:
         extensions = {} if timeout is None else {"timeout": timeout}
         return self.module.Request("GET", url, headers=headers, extensions=extensions)
 
-    def _over(self, exchange: Exchange, size: int) -> bool:
-        """Note that a fetched attestation is too long, if it is."""
-        most = self.judge.checks.limits.attestation
-        if size > most:
-            exchange.not_fetched(f"it is longer than {most} bytes")
-        return size > most
-
 
 class SyncChecking(Checking):
     """A transport for synchronous clients."""
@@ -125,29 +118,34 @@ class SyncChecking(Checking):
                 yield out
         url = exchange.end()
         if url is not None:
-            self._fetch(url, exchange, request)
+            found = self._fetch(url, exchange, request, self.judge.checks.limits.attestation)
+            exchange.fetched(*found) if isinstance(found, tuple) else exchange.not_fetched(found)
+        for digest, place in exchange.wanted_logs():
+            found = self._fetch(place, exchange, request, self.judge.checks.limits.log)
+            exchange.took_log(digest, *(found if isinstance(found, tuple) else (0, b"")))
         rest = exchange.conclude()
         if rest:
             yield rest
 
-    def _fetch(self, url: str, exchange: Exchange, request: Any) -> None:
-        for attempt in range(_ATTEMPTS):
+    def _fetch(self, url: str, exchange: Exchange, request: Any, most: int) -> tuple[int, bytes] | str:
+        """Fetch up to `most` bytes: status and body, or why not."""
+        reason = ""
+        for _ in range(_ATTEMPTS):
             try:
                 answer = self._send(self._fetch_request(url, exchange, request))
                 try:
                     body = bytearray()
                     for piece in answer.iter_raw():
                         body += piece
-                        if self._over(exchange, len(body)):
-                            return
+                        if len(body) > most:
+                            return f"it is longer than {most} bytes"
                 finally:
                     answer.close()
             except self.module.TransportError as error:
-                if attempt + 1 == _ATTEMPTS:
-                    exchange.not_fetched(type(error).__name__)
+                reason = type(error).__name__
             else:
-                exchange.fetched(answer.status_code, bytes(body))
-                return
+                return answer.status_code, bytes(body)
+        return reason
 
     def _send(self, request: Any) -> Any:
         if isinstance(self.inner, self.module.Client):
@@ -197,29 +195,34 @@ class AsyncChecking(Checking):
                 yield out
         url = exchange.end()
         if url is not None:
-            await self._fetch(url, exchange, request)
+            found = await self._fetch(url, exchange, request, self.judge.checks.limits.attestation)
+            exchange.fetched(*found) if isinstance(found, tuple) else exchange.not_fetched(found)
+        for digest, place in exchange.wanted_logs():
+            found = await self._fetch(place, exchange, request, self.judge.checks.limits.log)
+            exchange.took_log(digest, *(found if isinstance(found, tuple) else (0, b"")))
         rest = exchange.conclude()
         if rest:
             yield rest
 
-    async def _fetch(self, url: str, exchange: Exchange, request: Any) -> None:
-        for attempt in range(_ATTEMPTS):
+    async def _fetch(self, url: str, exchange: Exchange, request: Any, most: int) -> tuple[int, bytes] | str:
+        """Fetch up to `most` bytes: status and body, or why not."""
+        reason = ""
+        for _ in range(_ATTEMPTS):
             try:
                 answer = await self._send(self._fetch_request(url, exchange, request))
                 try:
                     body = bytearray()
                     async for piece in answer.aiter_raw():
                         body += piece
-                        if self._over(exchange, len(body)):
-                            return
+                        if len(body) > most:
+                            return f"it is longer than {most} bytes"
                 finally:
                     await answer.aclose()
             except self.module.TransportError as error:
-                if attempt + 1 == _ATTEMPTS:
-                    exchange.not_fetched(type(error).__name__)
+                reason = type(error).__name__
             else:
-                exchange.fetched(answer.status_code, bytes(body))
-                return
+                return answer.status_code, bytes(body)
+        return reason
 
     async def _send(self, request: Any) -> Any:
         if isinstance(self.inner, self.module.AsyncClient):

@@ -27,6 +27,7 @@ from quotary_verifier.errors import (
 from quotary_verifier.policy.load import load_policy
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.fresh import verify_fresh
+from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.outputs import HashedBody
 from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.verdict import Check, CheckState, Claim, ClaimSource, Outcome, Report, Verdict
@@ -52,6 +53,7 @@ __all__ = [
     "Claim",
     "ClaimSource",
     "EvidenceError",
+    "GivenLogs",
     "HashedBody",
     "MalformedError",
     "NotChecked",

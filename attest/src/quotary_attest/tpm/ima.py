@@ -133,10 +133,8 @@ class ImaReplay:
         foreign = tuple([value for pcr, value in pcrs.items() if pcr in self._foreign])
         if foreign == self._reached:
             return self._name()
-        if self._hopeless:
-            return None, _NO_LEAD
-        if not self._replayed and pcrs.get(IMA_PCR) == ZERO:
-            return None, ""
+        if self._hopeless or (not self._replayed and pcrs.get(IMA_PCR) == ZERO):
+            return self._without()
         try:
             self._file.read(1)
         except FileNotFoundError:
@@ -144,11 +142,15 @@ class ImaReplay:
         except OSError as error:
             return None, f"it cannot be read: {(error.strerror or str(error)).lower()}"
         if not self._locate(pcrs):
-            return None, _NO_LEAD if self._hopeless else ""  # else it cannot be read any more
+            return self._without()
         while self._search(pcrs):
             pass  # a verifier takes the longest part that fits: records of other pcrs may follow
         self._reached = foreign
         return self._name()
+
+    def _without(self) -> tuple[None, str]:
+        """Return that there is no such part: the log is another one's, or it is not there, or not of this TPM."""
+        return None, _NO_LEAD if self._hopeless else ""
 
     def _name(self) -> tuple[LogPrefix | None, str]:
         """Return the name of the present prefix, or what speaks against giving it one."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from quotary_verifier.wire.attestation import DIGEST_BYTES
@@ -13,11 +13,11 @@ from quotary_verifier.wire.limits import MAX_NAMED_BOOT_LOG
 T = TypeVar("T")
 
 
-class GivenLogs:
-    """The logs of one question, SHA-256 → bytes, and what was made of them.
+class GivenLogs(Mapping[bytes, bytes]):
+    """The logs of a question, SHA-256 → bytes, and what was made of them.
 
     Each is hashed once, and one that replayed to some quoted values is not replayed to the same values again, however
-    many outputs of a commit are verified with the same object.
+    many outputs are verified with the same object. What is kept of a log lives as long as the object.
     """
 
     __slots__ = ("_found", "_logs", "_replayed")
@@ -27,9 +27,23 @@ class GivenLogs:
         self._found: dict[bytes, bytes | None] = {}
         self._replayed: dict[tuple[object, ...], Any] = {}
 
+    @classmethod
+    def of(cls, logs: Mapping[bytes, bytes]) -> GivenLogs:
+        """Return the logs as they are, or made ready to be kept."""
+        return logs if isinstance(logs, GivenLogs) else cls(logs)
+
+    def __getitem__(self, digest: bytes) -> bytes:
+        return self._logs[digest]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._logs)
+
+    def __len__(self) -> int:
+        return len(self._logs)
+
     def are(self, logs: Mapping[bytes, bytes]) -> bool:
         """Whether another question gives the same logs."""
-        return logs is self._logs or logs == self._logs
+        return logs is self or logs is self._logs or logs == self._logs
 
     def find(self, digest: bytes) -> bytes | None:
         """Return the log of this SHA-256; None where none is given, or what is given for it has another digest."""

@@ -116,7 +116,7 @@ def verify_statement(
         leaf = leaf_hash(entry_of(parsed.record))
         run.do(Step.INCLUSION, check_inclusion, leaf, parsed.index, parsed.path, checkpoint)
         run.do(Step.QUOTE_RANGE, check_range, parsed.index, opened.first, checkpoint.size)
-        facts = judge_commit(run, policy, parsed, opened, at, GivenLogs(logs)).facts
+        facts = judge_commit(run, policy, parsed, opened, at, GivenLogs.of(logs)).facts
     except Stopped:
         raise failed(run, at, policy) from None
     if run.unchecked is not None or facts is None:

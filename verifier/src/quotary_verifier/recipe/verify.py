@@ -52,7 +52,8 @@ class Question:
     output's bytes are matched. A body that was hashed while it passed is given as a `HashedBody`.
 
     `logs` are boot logs by their SHA-256, for an attestation that names them so; one with another digest than it is
-    given under is not the one that was asked for.
+    given under is not the one that was asked for. Who verifies outputs of many commits of one boot gives the same
+    `GivenLogs` with each question, so that no log is replayed twice.
     """
 
     output: bytes | HashedBody
@@ -71,7 +72,7 @@ def verify(attestation: bytes, question: Question, policy: Policy) -> Verdict:
         NotChecked: nothing is false, but a required check could not be done.
         PolicyError: the policy has ended by then.
     """
-    return _verify(attestation, question, policy, GivenLogs(question.logs))[0]
+    return _verify(attestation, question, policy, GivenLogs.of(question.logs))[0]
 
 
 def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[Verdict, VerifiedCommit]:
@@ -82,7 +83,7 @@ def verify_in(attestation: bytes, question: Question, policy: Policy) -> tuple[V
         NotChecked: as `verify`.
         PolicyError: as `verify`.
     """
-    logs = GivenLogs(question.logs)
+    logs = GivenLogs.of(question.logs)
     verdict, parsed, commit, run = _verify(attestation, question, policy, logs)
     return verdict, VerifiedCommit(policy, question.at, logs, parsed, commit, run)
 
@@ -291,7 +292,7 @@ class VerifiedCommit:
 
     def _in_full(self, attestation: bytes, question: Question) -> Verdict:
         """Verify without what is known of the commit but what its logs replayed to, if they come along again."""
-        logs = self._logs if self._logs.are(question.logs) else GivenLogs(question.logs)
+        logs = self._logs if self._logs.are(question.logs) else GivenLogs.of(question.logs)
         return _verify(attestation, question, self._policy, logs)[0]
 
     def _report(
