@@ -109,10 +109,9 @@ async def test_an_archive_a_folder_and_a_server_are_audited_alike(
             for source in ("gpu-07.tar", "static", served.url)
         ]
     assert reports[0] == reports[1]
-    parts = ("outcome", "log", "boots", "starts", "periods", "statements", "witnesses")
-    # a server cannot list which leaves are public records, so counts of what was left out are others
-    assert [reports[2][part] for part in parts] == [reports[0][part] for part in parts]
-    assert reports[2]["records"]["matched"] == 6
+    for report in reports:
+        report.pop("unknowable")  # a server cannot list what it has, so statements may stand elsewhere, too
+    assert reports[0] == reports[2]
     assert reports[0]["outcome"] == "verified"
     states = [[log["state"] for log in boot["logs"]] for boot in reports[0]["boots"]]
     assert states == [["replayed", "replayed"], ["replayed", "replayed"]]

@@ -40,6 +40,8 @@ _MOST_MS: Final = 4_102_444_800_000
 _STEPS: Final = tuple(
     timedelta(**step)
     for step in (
+        {"seconds": 1},
+        {"seconds": 10},
         {"minutes": 1},
         {"minutes": 10},
         {"hours": 1},
@@ -88,6 +90,7 @@ class Axis:
         length = timedelta(milliseconds=self.end - self.begin)
         step_time = next((step for step in _STEPS if length / step <= 7), _STEPS[-1])
         form = "%Y-%m-%d" if step_time >= timedelta(days=1) else "%m-%d %H:%M"
+        form = "%H:%M:%S" if step_time < timedelta(minutes=1) else form
         width = int(step_time / timedelta(milliseconds=1))
         for value in range(self.begin + -self.begin % width, self.end, width):
             yield self.at(value), f"{datetime.fromtimestamp(value / 1000, UTC):{form}}"

@@ -97,7 +97,7 @@ class Audit:
         appraiser = Appraiser(policy, host, opened.key, blobs, at)
         self._closer = BootCloser(appraiser, blobs, Workloads(blobs, host.identity.workload_pcr), own)
         self._records = Records(extras.given, host, opened.key, sink, extras.listed) if extras.given else None
-        self._public = extras.public or frozenset()
+        self._searched = extras.public is not None
         position = state.history.position
         self._begun = position.size
         self._stream = CommitStream(workers, opened.checkpoint, position.commits, position.size)
@@ -181,10 +181,15 @@ class Audit:
         found = {leaf: entry for leaf, entry in self._found.items() if leaf < commit.size}
         self._statements.commit(commit, start, self._entries, found, self.state.history.position.since_start)
         if self._records is not None:
-            known = sorted(leaf for leaf in found if leaf >= commit.first)
+            known = sorted({leaf for leaf in found if leaf >= commit.first} | self._public_leaves(commit))
             for leaf, entry in sorted(found.items()):
                 self._records.found(leaf, entry)
             self._records.commit(commit, known)
+
+    def _public_leaves(self, commit: CheckedCommit) -> set[int]:
+        """Return the leaves of a commit whose public records were read, also where no source could list them."""
+        starts = {start.leaf for start in self.state.history.starts[-1:] if start.commit == commit.number}
+        return starts | {said.leaf for said in self.state.statements[-1:] if said.commit == commit.number}
 
     def _forget(self, size: int) -> None:
         """Let go of what was kept of leaves below `size`."""
@@ -257,7 +262,7 @@ class Audit:
             records,
             tuple(sink.kept),
             sink.by_severity(),
-            unknowable(state, self._policy, searched=bool(self._public), begun=self._begun),
+            unknowable(state, self._policy, self._at, searched=self._searched, begun=self._begun),
         )
 
     def _log(self) -> AuditedLog:
