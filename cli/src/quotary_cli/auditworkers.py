@@ -7,6 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from itertools import islice
 from multiprocessing import get_context
@@ -87,7 +88,14 @@ class Processes(AbstractContextManager["Processes"]):
         upcoming = iter(jobs)
         waiting.extend(self._pool.submit(function, job) for job in islice(upcoming, _AHEAD * self._count))
         while waiting:
-            result = waiting.popleft().result()
+            try:
+                result = waiting.popleft().result()
+            except BrokenProcessPool:
+                raise Failure(
+                    "a process that hashed for the audit was ended from outside",
+                    code=ExitCode.FAILURE,
+                    hint="out of memory, perhaps: --jobs 1 does everything in one process",
+                ) from None
             if isinstance(result, _Failed):
                 raise result.failure()
             for job in islice(upcoming, 1):

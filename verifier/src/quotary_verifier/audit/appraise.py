@@ -124,7 +124,7 @@ class Appraiser:
             judged.append(Judged(code, rule, FAIL, str(error)))
             return None
         try:
-            return endorse(
+            endorsement = endorse(
                 self._policy,
                 host.origin,
                 host.genesis.host,
@@ -137,6 +137,11 @@ class Appraiser:
             judged.append(Judged(code, rule, FAIL, str(error)))
         except UnsupportedError as error:
             judged.append(Judged(code, rule, COULD_NOT, str(error)))
+        else:
+            if endorsement.problem:
+                said = f"the origin is pinned, and its certificate does not hold: {endorsement.problem}"
+                judged.append(Judged(code, rule, WARN, said))
+            return endorsement
         return None
 
     def _software(

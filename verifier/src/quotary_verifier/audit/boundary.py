@@ -56,6 +56,9 @@ class BootCloser:
             )
             sink.tell(Code.PLATFORM, Severity.COULD_NOT, Place(boot=boot.number), message)
         periods: list[Period] = []
+        if not boot.safe:
+            message = "the TPM says that its clock may have gone back before this boot, as after a power cut"
+            sink.tell(Code.UNSAFE_CLOCK, Severity.NOTICE, Place(boot=boot.number), message)
         for period in boot.periods:
             seen = witnesses.covering(period.stretch.first_commit)
             log = self._workload(period)

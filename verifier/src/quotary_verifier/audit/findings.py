@@ -29,7 +29,6 @@ class Code(StrEnum):
 
     GENESIS = "genesis"
     CHECKPOINT = "checkpoint"
-    CHECKPOINT_NEWER = "checkpoint.newer"
     BUNDLE = "tree.bundle"
     TILE = "tree.tile"
     ROOT = "tree.root"
@@ -66,7 +65,6 @@ class Code(StrEnum):
     RECORD_OMITTED = "record.omitted"
     RECORD_OTHER_HISTORY = "record.other-history"
     SPLIT = "split"
-    RESUMED = "resumed"
 
 
 @frozen

@@ -9,12 +9,12 @@ from quotary_verifier.audit.state import AuditState
 from quotary_verifier.policy.model import Policy
 
 
-def unknowable(state: AuditState, policy: Policy, *, searched: bool, begun: int) -> tuple[str, ...]:
-    """Return in words what this audit leaves open, and why."""
-    return tuple(_unknowable(state, policy, searched, begun))
+def unknowable(state: AuditState, policy: Policy, at: int, *, searched: bool, begun: int) -> tuple[str, ...]:
+    """Return in words what this audit leaves open, and why; `begun` is the size at which it went on."""
+    return (*_unknowable(state, policy), *_of_this_audit(state, at, searched=searched, begun=begun))
 
 
-def _unknowable(state: AuditState, policy: Policy, searched: bool, begun: int) -> Iterator[str]:
+def _unknowable(state: AuditState, policy: Policy) -> Iterator[str]:
     last = state.witnesses.last_quorum
     reached = -1 if last is None else last.commit
     if reached + 1 < state.history.position.commits:
@@ -29,7 +29,12 @@ def _unknowable(state: AuditState, policy: Policy, searched: bool, begun: int) -
     yield "the time of anything but by witnesses: records state the host's clock, and a TPM counts its own milliseconds"
     if not policy.pins_the_writer:
         yield "which programs wrote the workload log: the policy does not say what booted and ran"
+
+
+def _of_this_audit(state: AuditState, at: int, *, searched: bool, begun: int) -> Iterator[str]:
     if not searched:
         yield "statements elsewhere than right after a start: this source cannot list what it has"
     if begun:
         yield f"whether leaves below {begun} are still served: an earlier audit read them"
+    if begun and state.at != at:
+        yield f"what this time says of boots that had ended in an earlier audit: it judged them as of {state.at}"
