@@ -11,13 +11,15 @@ STYLE: Final = """
 :root {
   color-scheme: light dark;
   --page: #fbfbfa; --card: #fff; --ink: #1d2126; --soft: #5b646e; --line: #dde1e5; --rail: #eef0f2;
-  --ok: #2e7d4f; --bad: #b3261e; --bad-soft: #f6d5d2; --warn: #945700; --open: #5f6973; --open-soft: #dfe3e8;
+  --ok: #2e7d4f; --bad: #b3261e; --bad-soft: #f6d5d2; --warn: #945700; --warn-fill: #d98a00;
+  --open: #5f6973; --open-soft: #dfe3e8;
   --model: #3367b1; --boot: #8793a0; --boot-other: #aab4bf; --seen: #6a4bbc; --on: #fff; --in: #1d2126;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14171a; --card: #1c2024; --ink: #e7eaed; --soft: #a0a9b2; --line: #343b42; --rail: #262b30;
-    --ok: #5cb885; --bad: #f2867e; --bad-soft: #5a2622; --warn: #e6a94a; --open: #97a1ab; --open-soft: #3a4148;
+    --ok: #5cb885; --bad: #f2867e; --bad-soft: #5a2622; --warn: #e6a94a; --warn-fill: #e6a94a;
+    --open: #97a1ab; --open-soft: #3a4148;
     --model: #7aa5e6; --boot: #66717c; --boot-other: #515b65; --seen: #b29cf0; --on: #101214; --in: #f4f6f8;
   }
 }
@@ -81,11 +83,11 @@ footer {
 .tick { fill: var(--soft); font-size: 12px; } .lane { fill: var(--ink); font-size: 13px; }
 .inside { fill: var(--in); font-size: 12px; text-anchor: middle; }
 .boot { fill: var(--boot); } .boot.other { fill: var(--boot-other); } .model { fill: var(--model); }
-rect.ok { fill: var(--ok); } rect.warn { fill: var(--warn); }
+rect.ok { fill: var(--ok); } rect.warn { fill: var(--warn-fill); }
 rect.bad { fill: url(#hatching); stroke: var(--bad); } rect.open { fill: url(#dotting); stroke: var(--open); }
 .hatched { fill: var(--bad-soft); } .hatch { stroke: var(--bad); stroke-width: 2; fill: none; }
 .dotted { fill: var(--open-soft); } .dot { fill: var(--open); }
-.mark { stroke: var(--card); stroke-width: 1.5; } .mark.bad { fill: var(--bad); } .mark.open { fill: var(--warn); }
+.mark { stroke: var(--card); stroke-width: 1.5; } .mark.bad { fill: var(--bad); } .mark.open { fill: var(--warn-fill); }
 .mark.seen { fill: var(--seen); }
 @media (max-width: 40rem) {
   body { padding: 1.25rem .8rem 3rem; } h1 { font-size: 1.25rem; }
@@ -93,7 +95,8 @@ rect.bad { fill: url(#hatching); stroke: var(--bad); } rect.open { fill: url(#do
 }
 @media print {
   :root { --page: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #bbb; --rail: #eee; --ok: #2e7d4f;
-    --bad: #b3261e; --bad-soft: #f6d5d2; --warn: #945700; --open: #666; --open-soft: #ddd; --model: #3367b1;
+    --bad: #b3261e; --bad-soft: #f6d5d2; --warn: #945700; --warn-fill: #d98a00;
+    --open: #666; --open-soft: #ddd; --model: #3367b1;
     --boot: #777; --boot-other: #999; --on: #fff; --in: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   .scroll { overflow: visible; } tr, .findings li, .tiles div, .timeline { break-inside: avoid; }

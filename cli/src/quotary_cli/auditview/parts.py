@@ -57,7 +57,7 @@ def _boots(report: AuditReport) -> str:
     status, changed = status_of_boots(report), changes(report)
 
     def row(boot: AuditedBoot) -> list[str]:
-        pcrs = ", ".join(f"PCR {pcr}" for pcr in changed.get(boot.number, ()))
+        pcrs = ", ".join(f"{pcr}" for pcr in changed.get(boot.number, ()))
         return [
             text(boot.number),
             _times(boot.span.time_ms),
@@ -77,7 +77,7 @@ def _boots(report: AuditReport) -> str:
         "resets / restarts",
         "chain PCR",
         "boot logs",
-        "changed",
+        "changed PCRs",
     )
     return _table(heads, report.boots, row, "Every boot of the host, in order", frozenset({0, 3, 4}))
 
@@ -128,7 +128,7 @@ def _models(lanes: list[tuple[AuditedModel, list[Span]]]) -> str:
         [
             text(model.name),
             tag("span", text(model.digest), class_="hex"),
-            {None: text("names none"), True: _status("accepted"), False: _status("rejected")}[model.allowed],
+            {None: text("no rule"), True: _status("accepted"), False: _status("rejected")}[model.allowed],
             tag("ul", *(tag("li", _times(span.time_ms)) for span in spans[:MOST_ROWS])),
             text(number(sum(span.size - span.first_leaf for span in spans))),
         ]
@@ -197,7 +197,7 @@ def _records(report: AuditReport) -> str:
     if records.unmatched:
         rows = ([text(name), _status("rejected")] for name in records.unmatched[:MOST_ROWS])
         caption = f"Given, and not in the log{_left(len(records.unmatched))}"
-        lines.append(table(("record", ""), rows, caption, frozenset()))
+        lines.append(table(("record", "verdict"), rows, caption, frozenset()))
     if records.places:
         placed = ([text(name), text(number(leaf))] for name, leaf in records.places[:MOST_ROWS])
         caption = f"Given, and in the log{_left(len(records.places))}"
@@ -229,7 +229,7 @@ def _log(report: AuditReport) -> str:
         ),
     )
     shown = ([text(term), tag("span", text(value), class_="hex")] for term, value in rows if value)
-    return table(("", ""), shown, "The log itself", frozenset())
+    return table(("fact", "value"), shown, "The log itself", frozenset())
 
 
 def _table(
