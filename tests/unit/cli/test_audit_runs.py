@@ -215,3 +215,11 @@ def test_the_command_prints_one_object_a_page_or_text_and_its_exit_code(
     assert run(words) == 3
     (log.files.folder / "checkpoint").unlink()
     assert run(words) == 3
+
+
+def test_the_specification_has_every_code_and_every_member_of_a_report(log: SoftLog) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "spec" / "audit.md").read_text()
+    report = audited(log).as_json()
+    parts = [report, *(report[name][0] for name in ("boots", "starts", "periods")), report["log"]]
+    named = {str(code) for code in Code} | {name for part in parts for name in part}
+    assert [name for name in sorted(named) if f"`{name}`" not in text] == []

@@ -56,7 +56,6 @@ class Code(StrEnum):
     TPM_KIND = "policy.tpm"
     SAFE_CLOCK = "policy.clock"
     PLATFORM = "policy.platform"
-    MODEL = "policy.model"
     STATEMENT = "statement"
     WITNESS = "witness"
     WITNESS_SPLIT = "witness.split"
