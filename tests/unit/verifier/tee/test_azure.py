@@ -12,6 +12,7 @@ from azure_forge import VM, AzureForge, ak_jwk, base64url, modulus, vtpm_key, vt
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.hashes import SHA256
 from forge import Quote
+from intel_sgx import TdxForge, forged_root
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tee.amd_certs import Generation
@@ -23,8 +24,9 @@ from quotary_verifier.evidence.tee.azure import (
     verify_azure,
 )
 from quotary_verifier.evidence.tee.azure_hcl import TDX, parse_hcl_report
-from quotary_verifier.evidence.tee.shape import enforce
+from quotary_verifier.evidence.tee.shape import Severity, enforce
 from quotary_verifier.evidence.tee.snp_rules import SnpRules
+from quotary_verifier.evidence.tee.tdx_rules import TdxRules
 from quotary_verifier.evidence.tpm_quote import verify_signature
 from quotary_verifier.wire.tpm import parse_attest, parse_signature
 from quotary_verifier.wire.tpm_reader import sized, u16
@@ -33,7 +35,8 @@ FORGE = AzureForge()
 REPORT = FORGE.report()
 ENDORSEMENTS = FORGE.amd.endorsements()
 ROOTS = FORGE.amd.roots()
-SNP = SnpRules(frozenset({Generation.GENOA}))
+PARAVISOR = frozenset({b"\x4d" * 48})
+SNP = SnpRules(frozenset({Generation.GENOA}), measurements=PARAVISOR)
 
 
 def verified(report: bytes = REPORT, endorsements: Any = ENDORSEMENTS) -> AzureClaims:
@@ -180,12 +183,39 @@ def test_a_tdreport_alone_has_no_signature_and_bytes_behind_it_are_refused() -> 
 def test_every_rule_of_the_vm_that_is_broken_is_named_beside_those_of_the_hardware() -> None:
     forge = AzureForge(settings={"console-enabled": True, "vmUniqueId": "other", "secure-boot": "yes"})
     claims = verify_azure(forge.report(), forge.amd.endorsements(), NOW, amd=forge.amd.roots())
-    rules = AzureRules(snp=SnpRules(frozenset({Generation.MILAN})), console=False, vms=frozenset({VM}))
+    snp = SnpRules(frozenset({Generation.MILAN}), measurements=PARAVISOR)
+    rules = AzureRules(snp=snp, console=False, vms=frozenset({VM}))
     assert [finding.rule for finding in appraise_azure(claims, rules)] == [
         "sev-snp.generation", "azure.tpm", "azure.secure-boot", "azure.console", "azure.vm",
     ]  # fmt: skip
     lenient = AzureRules(snp=SNP, secure_boot=False)
     assert [finding.rule for finding in appraise_azure(claims, lenient)] == ["azure.tpm"]
+
+
+def test_a_report_that_any_guest_could_have_made_is_not_accepted_as_the_paravisors() -> None:
+    anyone = SnpRules(frozenset({Generation.GENOA}))
+    (finding,) = appraise_azure(verified(), AzureRules(snp=anyone))
+    assert (finding.rule, finding.severity) == ("azure.paravisor", Severity.FAIL)
+    assert appraise_azure(verified(), AzureRules(snp=anyone, any_paravisor=True)) == ()
+    other = SnpRules(anyone.generations, measurements=frozenset({bytes(48)}))
+    assert [one.rule for one in appraise_azure(verified(), AzureRules(snp=other))] == ["sev-snp.measurement"]
+    by_key = SnpRules(anyone.generations, id_keys=frozenset({bytes(48)}))
+    assert appraise_azure(verified(), AzureRules(snp=by_key)) == ()
+
+
+def test_the_quote_that_the_host_made_of_a_tdreport_endorses_the_key_as_well() -> None:
+    forge = AzureForge(kind=TDX)
+    quote = TdxForge(body={0x208: forge.report_data()}).quote()
+    claims = verify_azure(forge.report(), AzureTdxEndorsements(quote), NOW, intel=forged_root())
+    claims.require_ak(vtpm_public())
+    assert claims.measurements["mrtd"] == b"\x11" * 48
+    assert "tcb" in claims.not_shown
+    pinned = AzureRules(tdx=TdxRules(mr_tds=frozenset({b"\x11" * 48})))
+    assert [finding.rule for finding in appraise_azure(claims, pinned)] == ["tdx.tcb"]
+    found = [finding.rule for finding in appraise_azure(claims, AzureRules(tdx=TdxRules()))]
+    assert found == ["azure.paravisor", "tdx.tcb"]
+    with pytest.raises(EvidenceError, match="tdx quote has to bind"):
+        verify_azure(forge.report(), AzureTdxEndorsements(TdxForge().quote()), NOW, intel=forged_root())
 
 
 def test_hardware_without_rules_is_not_accepted() -> None:

@@ -122,14 +122,22 @@ def check_evidence(item: Entry) -> None:
     assert claims.device == bytes.fromhex(expected["chip_id"])
     for name in ("current_tcb", "reported_tcb", "committed_tcb", "launch_tcb"):
         assert getattr(report, name).hex() == expected[name]
-    milan = frozenset({Generation.MILAN})
-    strict = AzureRules(snp=SnpRules(milan))
-    refused = {one.rule for one in appraise_azure(claims, strict) if one.severity is Severity.FAIL}
-    assert refused == {"sev-snp.version", "sev-snp.provisional"}
-    opted = AzureRules(snp=SnpRules(milan, versions=frozenset({2}), provisional=True))
-    for accepted, rules in ((claims, opted), (verified(in_one_file()), strict)):
+    assert {one.rule for one in appraise_azure(claims, rules_for(claims)) if one.severity is Severity.FAIL} == {
+        "sev-snp.version", "sev-snp.provisional",
+    }  # fmt: skip
+    newer = verified(in_one_file())
+    opted = rules_for(claims, versions=frozenset({2}), provisional=True)
+    for accepted, rules in ((claims, opted), (newer, rules_for(newer))):
         (warned,) = enforce(appraise_azure(accepted, rules))
         assert warned.rule == "sev-snp.generation"
+        unnamed = AzureRules(snp=SnpRules(frozenset({Generation.MILAN})))
+        assert "azure.paravisor" in {finding.rule for finding in appraise_azure(accepted, unnamed)}
+
+
+def rules_for(claims: AzureClaims, **options: Any) -> AzureRules:
+    """Rules that name the paravisor as it was measured."""
+    measured = frozenset({claims.measurements["launch"]})
+    return AzureRules(snp=SnpRules(frozenset({Generation.MILAN}), measurements=measured, **options))
 
 
 def check_quote(given: Collected, expected: Entry) -> None:

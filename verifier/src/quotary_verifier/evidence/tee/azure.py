@@ -4,6 +4,9 @@
 The vTPM runs in the paravisor, inside the confidential VM and above the guest. At boot the paravisor puts the key into
 the text whose digest the hardware's report binds. So this report is no evidence of a commit: it stands for the AK's
 certificate, and the TPM line over the commit is what `quotary_verifier.evidence.tpm_quote` verifies.
+
+Any guest of such hardware that has no paravisor over it can bind a text of its own that looks like this one. That it
+was Azure's paravisor follows from what the hardware measured at launch, and from nothing else: rules have to name it.
 """
 
 from __future__ import annotations
@@ -117,12 +120,14 @@ def verify_azure(
 class AzureRules:
     """What is accepted. `snp`, `tdx`: rules for that hardware, which is not accepted without.
 
-    `secure_boot`: it has to be on. `console`: the serial console may be on, as it is on Azure by default. `vms`:
-    `vmUniqueId`s, None for any.
+    The hardware's rules have to name the paravisor: launch measurements or id keys with SNP, MRTDs with TDX; with
+    `any_paravisor` whatever ran there is trusted with the key. `secure_boot`: it has to be on. `console`: the serial
+    console may be on, as it is on Azure by default. `vms`: `vmUniqueId`s, None for any.
     """
 
     snp: SnpRules | None = None
     tdx: TdxRules | None = None
+    any_paravisor: bool = False
     secure_boot: bool = True
     console: bool = True
     vms: frozenset[str] | None = None
@@ -133,16 +138,27 @@ def appraise_azure(claims: AzureClaims, rules: AzureRules) -> tuple[Finding, ...
     return (*_of_hardware(claims.hardware, rules), *_of_vm(claims.report, rules))
 
 
-def _of_hardware(hardware: SnpClaims | TdxClaims, rules: AzureRules) -> tuple[Finding, ...]:
-    if isinstance(hardware, SnpClaims) and rules.snp is not None:
-        return appraise_snp(hardware, rules.snp)
-    if isinstance(hardware, TdxClaims) and rules.tdx is not None:
-        return appraise_tdx(hardware, rules.tdx)
-    return (
-        Finding(
-            "azure.hardware", Severity.FAIL, f"azure: hardware of the kind {hardware.kind} is not accepted"
-        ),
-    )
+def _names_paravisor(rules: SnpRules | TdxRules) -> bool:
+    if isinstance(rules, SnpRules):
+        return rules.measurements is not None or rules.id_keys is not None
+    return rules.mr_tds is not None
+
+
+def _of_hardware(hardware: SnpClaims | TdxClaims, rules: AzureRules) -> Iterator[Finding]:
+    wanted = rules.snp if isinstance(hardware, SnpClaims) else rules.tdx
+    if wanted is None:
+        message = f"azure: hardware of the kind {hardware.kind} is not accepted"
+        yield Finding("azure.hardware", Severity.FAIL, message)
+        return
+    if not rules.any_paravisor and not _names_paravisor(wanted):
+        message = "azure: no rule names the paravisor, and any other guest could have made this report"
+        yield Finding("azure.paravisor", Severity.FAIL, message)
+    if isinstance(hardware, SnpClaims):
+        assert isinstance(wanted, SnpRules)
+        yield from appraise_snp(hardware, wanted)
+    else:
+        assert isinstance(wanted, TdxRules)
+        yield from appraise_tdx(hardware, wanted)
 
 
 def _of_vm(report: HclReport, rules: AzureRules) -> Iterator[Finding]:
