@@ -64,6 +64,26 @@ def boot_logs_given_by_their_digests() -> Case:
     return _case(forge, carrying(forge, tcg=BOOT.agile(), ima=digest), None)
 
 
+def digest_of(log: bytes) -> bytes:
+    """The name of a log that travels apart."""
+    return hashlib.sha256(log).digest()
+
+
+@case
+def boot_logs_named_by_digest_and_given_beside() -> Case:
+    forge, tcg, records = host(), BOOT.agile(), ima(RECORDS)
+    logs = {digest_of(log): log for log in (tcg, records)}
+    return _case(forge, carrying(forge, tcg=digest_of(tcg), ima=digest_of(records)), None, logs=logs)
+
+
+@case
+def boot_log_given_beside_under_the_digest_of_another() -> Case:
+    """It is not the one that was asked for, so the step is not done, and nothing is false."""
+    forge, records = host(), ima(RECORDS)
+    logs = {digest_of(records): ima(RECORDS[:-1])}
+    return _case(forge, carrying(forge, ima=digest_of(records)), None, logs=logs)
+
+
 @case
 def boot_log_of_an_unknown_name() -> Case:
     forge = host()
@@ -99,6 +119,19 @@ def event_log_with_an_altered_digest() -> Case:
 def event_log_that_lacks_an_event() -> Case:
     forge = host()
     return _case(forge, carrying(forge, tcg=BOOT.without(0).agile()), Step.BOOT_LOGS)
+
+
+@case
+def event_log_given_beside_that_lacks_an_event() -> Case:
+    forge, false = host(), BOOT.without(0).agile()
+    logs = {digest_of(false): false}
+    return _case(forge, carrying(forge, tcg=digest_of(false)), Step.BOOT_LOGS, logs=logs)
+
+
+@case
+def ima_log_given_beside_that_ends_before_the_quote() -> Case:
+    forge, short = host(), ima(RECORDS[:-1])
+    return _case(forge, carrying(forge, ima=digest_of(short)), Step.BOOT_LOGS, logs={digest_of(short): short})
 
 
 @case

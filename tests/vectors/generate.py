@@ -33,6 +33,7 @@ def main() -> None:
 def as_json(name: str, case: Case) -> dict[str, object]:
     """Return a vector as it stands in its file."""
     question = case.question
+    logs = {digest.hex(): _base64(log) for digest, log in question.logs.items()}
     return {
         "name": name,
         "expect": str(case.outcome),
@@ -44,7 +45,7 @@ def as_json(name: str, case: Case) -> dict[str, object]:
         "request": None if question.request is None else _base64(question.request),
         "nonce": None if question.nonce is None else question.nonce.hex(),
         "policy": case.policy,
-    }
+    } | ({"logs": logs} if logs else {})
 
 
 def _base64(data: bytes) -> str:
