@@ -46,7 +46,7 @@ def sha256(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class BootOf:
-    """One boot. `files` is what ran, path → content, in order."""
+    """One boot. `files` is what ran, path → content, in order; `unmeasured` is what the kernel could not measure."""
 
     firmware: bytes = b"firmware 1"
     version: str = "1.0"
@@ -58,6 +58,7 @@ class BootOf:
     command_line: str = COMMAND_LINE
     disk: bytes = b"GPT"
     files: Mapping[str, bytes] = field(default_factory=lambda: dict(PROGRAMS))
+    unmeasured: tuple[str, ...] = ()
     late: Mapping[int, bytes] = field(default_factory=dict)
     resets: int = 7
 
@@ -88,18 +89,23 @@ class BootOf:
         return writer.add(5, t.EV_EFI_ACTION, b"Exit Boot Services Returned with Success")
 
     def records(self) -> list[bytes]:
-        """The template data of the IMA log; an empty one stands for a violation."""
+        """The template data of the IMA log without violations."""
         values = self.log().values()
         aggregate = host_log({pcr: values.get(pcr, bytes(32)) for pcr in range(10)}, 0)
         return aggregate + [ng(path, sha256(content)) for path, content in self.files.items()]
 
     def ima(self) -> bytes:
         """The IMA log."""
-        return b"".join(map(ima_entry, self.records()))
+        violations = [ima_entry(ng(path, bytes(32)), violation=True) for path in self.unmeasured]
+        return b"".join([*map(ima_entry, self.records()), *violations])
 
     def pcrs(self) -> dict[int, bytes]:
         """What a TPM quotes."""
-        return {**self.log().values(), 10: replayed(self.records()), **self.late}
+        return {
+            **self.log().values(),
+            10: replayed([*self.records(), *(b"" for _ in self.unmeasured)]),
+            **self.late,
+        }
 
     def attestation(self, host: Forge, *, logs: str = "tcg ima", clock: int = 1) -> Attestation:
         """Evidence of this boot from a host, with the logs that are named, quoted at a time of the TPM's clock."""

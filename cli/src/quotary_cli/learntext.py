@@ -107,7 +107,7 @@ def _boot(rules: BootRules, prefix: str) -> str:
     if rules.command_lines is not None:
         remarks.append("command_lines are patterns: \\. is a dot, [0-9a-f]+ would be any hexadecimal number")
         entries.append(("command_lines", strings(line.text for line in rules.command_lines)))
-    if rules.pcrs != LOADER_PCRS:
+    if rules.files is not None:
         entries.append(("pcrs", f"[{', '.join(map(str, sorted(rules.pcrs)))}]"))
         missing = ", ".join(map(str, sorted(LOADER_PCRS - rules.pcrs)))
         if missing:

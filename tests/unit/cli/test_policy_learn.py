@@ -296,6 +296,85 @@ def test_verification_by_the_library_rejects_what_check_rejects(learned: Path) -
         verify(ATTACKS["a changed command line"][0].attestation(HOST).encode(), question, policy)
 
 
+def test_refused_entries_are_those_that_every_boot_had(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert learn(give(FIRST, "a"), give(replace(SECOND, refused=4), "b")) == 0
+    assert checked(give(replace(THIRD, refused=2)), capsys)[0] == 0
+    assert checked(give(replace(THIRD, refused=1)), capsys)[0] == 1
+
+
+def test_a_command_line_is_taken_to_the_letter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "root=/dev/vda2 a.b*c(d)[e]{f}+?|^$ \\"
+    assert learn(give(replace(FIRST, command_line=line), "a")) == 0
+    one = replace(FIRST, command_line=line)
+    assert checked(give(one), capsys)[0] == 0
+    assert checked(give(replace(one, command_line=line.replace("a.b", "a_b"))), capsys)[0] == 1
+
+
+@pytest.mark.parametrize("line", ["x=" + "y" * 5000, "quiet \x07bell"], ids=["long", "not printable"])
+def test_a_text_that_no_pattern_can_have_is_taken_by_its_digest(
+    folder: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    one = replace(FIRST, command_line=line)
+    assert learn(give(one, "a")) == 0
+    assert "command_lines" not in Path("learned.toml").read_text()
+    assert checked(give(one), capsys)[0] == 0
+    assert checked(give(replace(one, command_line=line + "z")), capsys)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["/usr/bin/tool-{}.new", "/var/tmp/{}"], ids=["programs", "no constant part"]
+)
+def test_new_names_are_ignored_only_where_no_programs_lie_and_a_part_is_constant(
+    folder: Path, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    boots = [
+        replace(FIRST, files={**PROGRAMS, path.format(name): name.encode()}, resets=number)
+        for number, name in enumerate(("abc", "xyz", "klm"))
+    ]
+    assert learn(give(boots[0], "a"), give(boots[1], "b")) == 0
+    assert checked(give(boots[0]), capsys)[0] == 0
+    assert checked(give(boots[2]), capsys)[0] == 1
+
+
+def test_a_violation_is_accepted_where_a_good_boot_had_one_and_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boot = replace(FIRST, unmeasured=("/var/log/written",))
+    assert learn(give(boot, "a")) == 0
+    assert "1 measurements were not possible" in capsys.readouterr().err
+    assert "violations = true" in Path("learned.toml").read_text()
+    assert checked(give(boot), capsys)[0] == 0
+    assert learn(give(FIRST, "a")) == 0
+    assert checked(give(boot), capsys)[0] == 1
+
+
+def test_a_loader_pcr_that_no_log_explains_is_left_to_its_value(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = {12: sha256(b"extended later")}
+    boots = [replace(boot, late=late) for boot in (FIRST, SECOND, THIRD)]
+    assert learn(give(boots[0], "a"), give(boots[1], "b")) == 0
+    text = Path("learned.toml").read_text()
+    assert "pcrs = [8, 9]" in text
+    assert f'12 = ["{late[12].hex()}"]' in text
+    assert checked(give(boots[2]), capsys)[0] == 0
+    assert checked(give(THIRD), capsys)[0] == 1
+    other = replace(boots[2], late={12: sha256(b"other")}, command_line="init=/bin/sh")
+    messages, _ = differences("a.attestation", give(other), "--policy", "base.toml", capsys=capsys)
+    assert not [message for message in messages if "init=/bin/sh" in message]
+    assert any(message.startswith("PCR 12: its value changed") for message in messages)
+
+
+def test_a_boot_aggregate_that_nothing_confirms_is_not_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert learn(give(FIRST, "a", logs="ima"), give(SECOND, "b", logs="ima")) == 0
+    assert "boot_aggregate = false" in Path("learned.toml").read_text()
+    assert checked(give(replace(THIRD, refused=2), logs="ima"), capsys)[0] == 0
+
+
 # --- diff ----------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from forge import NOW, Forge
 
 import quotary
@@ -17,6 +19,7 @@ from quotary.checks import Checks
 from quotary.judge import Judge
 from quotary_cli.main import run
 from quotary_verifier import PolicyError
+from quotary_verifier.policy.signed import SignedPolicy, policy_key, sign_policy
 
 HOST = Forge()
 END = 4_102_444_800
@@ -210,6 +213,19 @@ def test_the_consumers_library_takes_signed_policies_as_it_is_told(folder: Path)
         Judge(Checks(HOST.policy(), policy_trust=trust))
     with pytest.raises(PolicyError, match="expired"):
         Judge(Checks(Path("fleet.policy"), policy_trust=trust, clock=lambda: END))
+
+
+def test_a_signature_of_another_version_than_the_policy_says_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private = load_pem_private_key(Path("key.pem").read_bytes(), None)
+    assert isinstance(private, Ed25519PrivateKey)
+    text = HOST.policy(head="version = 4\n").encode()
+    for version, code in ((4, 0), (5, 2)):
+        statement = SignedPolicy(text, "fleet", version, NOW - 1, END)
+        data = sign_policy(statement, policy_key(private.public_key()), private.sign)
+        Path("fleet.policy").write_bytes(data)
+        assert verified("--policy-key", "key.pem.pub", capsys=capsys)[0] == code
 
 
 def test_inspect_shows_a_signed_policy_and_that_nothing_was_verified(
