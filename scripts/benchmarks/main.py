@@ -33,6 +33,7 @@ import growing  # noqa: E402
 import measuring_files  # noqa: E402
 import programs  # noqa: E402
 import proxying  # noqa: E402
+import tee_verifying  # noqa: E402
 import verifying  # noqa: E402
 from figures import ROUNDS, Bar, Measured, NotMeasured, as_json, not_measured, progress  # noqa: E402
 from sample import Sample, make_sample  # noqa: E402
@@ -132,6 +133,8 @@ FIGURES: dict[str, tuple[Bar | None, Callable[[Bench], Measured]]] = {
         Bar(1_000_000, at_least=True),
         lambda bench: auditing.throughput(bench.subfolder(), bench.rounds, large=bench.large),
     ),
+    "snp_verify_ratio": (Bar(2, at_least=False), lambda bench: tee_verifying.snp(bench.rounds)),
+    "tdx_verify_ratio": (Bar(2, at_least=False), lambda bench: tee_verifying.tdx(bench.rounds)),
     "measure_ratio": (
         None,
         lambda bench: measuring_files.ratio(bench.subfolder(), bench.rounds, shard_bytes=bench.shard_bytes),

@@ -38,9 +38,9 @@ Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
 @functools.cache
-def rsa_key(_role: str) -> rsa.RSAPrivateKey:
-    """One RSA key for each role and test run."""
-    return rsa.generate_private_key(65537, 2048)
+def rsa_key(_role: str, bits: int = 2048) -> rsa.RSAPrivateKey:
+    """One RSA key for each role, size and test run; AMD's have 4096 bits."""
+    return rsa.generate_private_key(65537, bits)
 
 
 @functools.cache
@@ -119,6 +119,7 @@ class AmdForge:
     certified: dict[str, int] = field(default_factory=dict)
     chip: bytes = b""
     version: int = 5
+    bits: int = 2048
 
     def __post_init__(self) -> None:
         self.chip = self.chip or bytes(range(1, 1 + CHIP_BYTES[self.generation]))
@@ -139,7 +140,9 @@ class AmdForge:
     def ark(self, key: str = "ark", signer: str = "ark") -> bytes:
         """The root."""
         name = self.ark_name
-        return certificate(name, name, rsa_key(key), rsa_key(signer), ca_extensions(), serial=1)
+        return certificate(
+            name, name, rsa_key(key, self.bits), rsa_key(signer, self.bits), ca_extensions(), serial=1
+        )
 
     def roots(self) -> AmdRoots:
         """The roots that trust this forge's ARK."""
@@ -148,10 +151,12 @@ class AmdForge:
     def issuer(self, **changes: object) -> bytes:
         """The ASK or ASVK; `name`, `ark` (the role of its signer), `extensions` and what `certificate` takes."""
         name = str(changes.pop("name", self.issuer_name))
-        signer = rsa_key(str(changes.pop("ark", "ark")))
+        signer = rsa_key(str(changes.pop("ark", "ark")), self.bits)
         extensions = changes.pop("extensions", ca_extensions())
         options = {"serial": 5, **changes}
-        return certificate(amd_name(name), self.ark_name, rsa_key("ask"), signer, extensions, **options)  # type: ignore[arg-type]
+        return certificate(
+            amd_name(name), self.ark_name, rsa_key("ask", self.bits), signer, extensions, **options
+        )  # type: ignore[arg-type]
 
     def extensions(self) -> dict[str, bytes]:
         """The leaf's extensions, by identifier."""
@@ -167,7 +172,7 @@ class AmdForge:
         key = changes.pop("key", leaf_key())
         extensions = changes.pop("extensions", self.extensions())
         made = unknown(extensions, str(changes.pop("critical", "")))  # type: ignore[arg-type]
-        signer = rsa_key("ask")
+        signer = rsa_key("ask", self.bits)
         return certificate(amd_name(*names), amd_name(self.issuer_name), key, signer, made, **changes)  # type: ignore[arg-type,misc]
 
     def crl(
@@ -185,7 +190,7 @@ class AmdForge:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(date).build()
             builder = builder.add_revoked_certificate(entry)
         scheme = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
-        signed = builder.sign(rsa_key(signer), hashes.SHA384(), rsa_padding=scheme)
+        signed = builder.sign(rsa_key(signer, self.bits), hashes.SHA384(), rsa_padding=scheme)
         return signed.public_bytes(Encoding.DER)
 
     def endorsements(self, *crls: bytes) -> SnpEndorsements:

@@ -17,7 +17,7 @@ from figures import Bar, Measured, NotMeasured, as_json, by_turns, not_measured
 
 PROGRAM = Path(bench.__file__)
 KEYS = {"value", "bar", "holds", "spread", "how"}
-CHEAP = ("verify_floor_ratio", "verify_warm_per_s")
+CHEAP = ("verify_floor_ratio", "verify_warm_per_s", "tdx_verify_ratio")
 
 
 @pytest.fixture
@@ -136,6 +136,8 @@ def test_every_bar_of_the_design_is_there() -> None:
         "proxy_first_token_ms": "<= 1",
         "proxy_chunk_ratio": "<= 1.25",
         "audit_leaves_per_s": ">= 1000000",
+        "snp_verify_ratio": "<= 2",
+        "tdx_verify_ratio": "<= 2",
     }
     assert figures.ROUNDS >= 7
 
