@@ -397,3 +397,13 @@ def test_every_departure_is_told_and_the_worst_come_first() -> None:
         Severity.COULD_NOT,
     ]
     assert not accepted(found)
+
+
+def test_a_setting_of_shims_under_another_vendor_is_an_authority() -> None:
+    boot = good_boot().altered(
+        number_of(t.EV_EFI_VARIABLE_AUTHORITY), data=variable(IMAGE_SECURITY, "db", OWNED)
+    )
+    boot.add(7, t.EV_EFI_VARIABLE_AUTHORITY, variable(IMAGE_SECURITY, "SbatLevel", b"x"))
+    assert (
+        only(appraised(secure_boot(authorities=texts(x509(CERTIFICATE))), evidence(boot))).path == "SbatLevel"
+    )

@@ -8,7 +8,7 @@ that it takes time in proportion to pattern times text, both of which are bounde
 
     characters   any but \\ . [ ] ( ) { } * + ? | ^ $, and these behind a backslash
     .            any character but newline
-    \\d \\s \\w     and their opposites in upper case, ASCII only
+    \\d \\s \\w     and their opposites in upper case, ASCII only; \\n and \\t
     [a-z_]       one of some characters, [^…] any other; classes may stand inside
     (…)  |       grouping (also written (?:…)), alternatives
     * + ? {n} {n,} {n,m}   repetition, up to 64 times where a number is given
@@ -37,6 +37,8 @@ _CLASSES: Final[dict[str, frozenset[str]]] = {
     "s": frozenset(" \t\n\r\f\v"),
     "w": frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"),
 }
+
+_CONTROLS: Final = {"n": "\n", "t": "\t"}
 
 _Test = Callable[[str], bool]
 
@@ -199,9 +201,7 @@ class _Compiler:
         members = _CLASSES.get(sign.lower())
         if members is not None:
             return members.__contains__ if sign.islower() else lambda character: character not in members
-        if sign.isalnum():
-            raise self._error(f"has \\{sign}, which is not known")
-        return sign.__eq__
+        return self._literally(sign).__eq__
 
     def _set(self) -> _Test:
         """Read `[…]`: characters, ranges, classes."""
@@ -218,7 +218,7 @@ class _Compiler:
         if low == "\\":
             if self._peek().lower() in _CLASSES:
                 return self._escaped()
-            low = self._literal()
+            low = self._literally(self._take())
         elif low in "[]":
             raise self._error(f"has a {low} in a set (write \\{low} for the character)")
         if self._text[self._at : self._at + 1] != "-" or self._text[self._at + 1 : self._at + 2] in ("", "]"):
@@ -226,13 +226,15 @@ class _Compiler:
         self._at += 1
         high = self._take()
         if high == "\\":
-            high = self._literal()
+            high = self._literally(self._take())
         if high < low or high == "[":
             raise self._error(f"has a range from {low} to {high}")
         return lambda character: low <= character <= high
 
-    def _literal(self) -> str:
-        sign = self._take()
+    def _literally(self, sign: str) -> str:
+        """Return the character that stands behind a backslash for itself, or for a newline or tab."""
+        if sign in _CONTROLS:
+            return _CONTROLS[sign]
         if sign.isalnum():
             raise self._error(f"has \\{sign}, which is not known")
         return sign
