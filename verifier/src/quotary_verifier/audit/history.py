@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from quotary_verifier.audit.boots import OpenBoot, Stretch
 from quotary_verifier.audit.commits import CheckedCommit
 from quotary_verifier.audit.findings import Code, Place, Severity
-from quotary_verifier.audit.reading import Absent
+from quotary_verifier.audit.reading import Absent, blob_path
 from quotary_verifier.audit.report import AuditedStart
 from quotary_verifier.audit.sink import Sink
 from quotary_verifier.audit.starts import LostStart, StartRecord, Starts, check_place, explains
@@ -124,13 +124,13 @@ class HistoryFold:
             if due:
                 self._sink.tell(Code.START, _COULD_NOT, where, "the entry of a boot record is not known")
             return None
+        where = Place(blob_path(entry), commit.number, commit.first)
         try:
             start = self._starts.read(commit.first, entry, position.digest)
             clock = None if commit.quoted is None else commit.quoted.attest.clock
             check_place(start, commit.before, clock, position.clock)
         except Absent as error:
             if due:  # else it is a new epoch, and no start
-                where = Place(error.path, commit.number, commit.first)
                 message = f"the boot record of a start is not published: {error}"
                 self._sink.tell(Code.START, _COULD_NOT, where, message)
             return None

@@ -49,9 +49,19 @@ class Statements:
     def _read(self, commit: CheckedCommit, leaf: int, entry: bytes) -> None:
         where = Place(path=f"blob/{entry.hex()}", commit=commit.number, leaf=leaf)
         try:
-            record = Statement.decode(self._blobs.get(entry, MAX_RECORD))
-        except (Absent, MalformedError, EvidenceError):
-            return  # another kind of record, or none that is public
+            data = self._blobs.get(entry, MAX_RECORD)
+        except Absent:
+            return
+        except (MalformedError, EvidenceError) as error:
+            if not any(finding.where.path == where.path for finding in self._sink.kept):
+                self._sink.tell(
+                    Code.RECORD, Severity.FALSE, where, f"the public record of leaf {leaf}: {error}"
+                )
+            return
+        try:
+            record = Statement.decode(data)
+        except MalformedError:
+            return  # another kind of record
         except UnsupportedError as error:
             self._sink.tell(Code.STATEMENT, Severity.COULD_NOT, where, str(error))
             return

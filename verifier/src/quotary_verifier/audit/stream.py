@@ -42,7 +42,10 @@ class Queued:
 
 
 class CommitStream:
-    """The commits of a history up to the published checkpoint. `problem` says why they end before it, if they do."""
+    """The commits of a history up to the published checkpoint.
+
+    `problem` says why they end before it, or what is wrong behind it in the same file.
+    """
 
     def __init__(self, workers: Workers, checkpoint: Checkpoint, commits: int, size: int) -> None:
         """Begin behind the first `commits` commits, whose tree has `size` leaves."""
@@ -66,6 +69,7 @@ class CommitStream:
                     return
                 yield commit
                 if commit.size == end:
+                    self.problem = file.problem  # of what follows, which no commit before it makes good
                     return
                 self._commits = commit.number + 1
             if file.problem is not None or self._commits % COMMITS_PER_FILE:
