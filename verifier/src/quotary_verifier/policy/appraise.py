@@ -129,7 +129,7 @@ def _workload(policy: Policy, log: WorkloadLog | None) -> Iterator[Finding]:
 
 
 def _named(logged: LoggedEvent, event: WorkloadEvent) -> str:
-    what = f"{shown(event.type)} {shown(event.name)!r} with digest {event.digest.hex()}"
+    what = f"{shown(event.type)} '{shown(event.name)}' with digest {event.digest.hex()}"
     return f"workload event {logged.number}, {what},"
 
 

@@ -8,7 +8,7 @@ speaks of *every* event has to be accepted for what its digest shows, and nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
@@ -163,9 +163,10 @@ def _applications(
         yield Finding("platform.boot.order", f"the firmware's log is not of a boot as it should be: {error}")
     except UnsupportedError as error:
         yield Finding("platform.boot.order", str(error), Severity.COULD_NOT)
+    values = tuple(sorted(item.hex() for item in allowed))
     for event in log.of(_LOADER_PCR):
         if event.digest not in allowed and not _is_remark(event):
-            yield _application(rule, event, allowed)
+            yield _application(rule, event, values)
 
 
 def _is_remark(event: Event) -> bool:
@@ -179,8 +180,7 @@ def _is_remark(event: Event) -> bool:
     return len(text) <= _MAX_ACTION and text.isascii() and text.decode("ascii").isprintable()
 
 
-def _application(rule: str, event: Event, allowed: Iterable[bytes]) -> Finding:
-    values = tuple(sorted(item.hex() for item in allowed))
+def _application(rule: str, event: Event, allowed: tuple[str, ...]) -> Finding:
     path = None
     if event.untrusted_type in IMAGE_TYPES:
         try:
@@ -194,12 +194,12 @@ def _application(rule: str, event: Event, allowed: Iterable[bytes]) -> Finding:
     return Finding(
         rule,
         f"PCR 4, event {event.number}: {what} with digest {event.digest.hex()}{called}, was started, which the"
-        f" policy does not allow (allowed: {listed(values)})",
+        f" policy does not allow (allowed: {listed(allowed)})",
         pcr=_LOADER_PCR,
         event=event.number,
         path=path,
         found=event.digest.hex(),
-        allowed=values,
+        allowed=allowed,
     )
 
 
@@ -253,9 +253,9 @@ def _loaded(rule: str, event: Event, read: LoaderEvent | None) -> Finding:
     where = f"PCR {event.register}, event {event.number}"
     text, label = (None, "") if read is None else (read.text, read.untrusted_label)
     if text is not None:
-        message = f"{where}: the text {shown(text)!r} fits no command line of the policy"
+        message = f"{where}: the text '{shown(text)}' fits no command line of the policy"
     else:
-        called = f", which the log calls {shown(label)!r}," if label else ""
+        called = f", which the log calls '{shown(label)}'," if label else ""
         message = (
             f"{where}: a file with digest {event.digest.hex()}{called} is not one that the policy allows"
         )

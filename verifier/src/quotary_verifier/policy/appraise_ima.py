@@ -118,7 +118,7 @@ class _Appraiser:
         if path is not None and self._is_ignored(path):
             return None
         if record.template not in self._templates:
-            why = f"it has the template {shown(record.template)!r}, which the policy does not allow"
+            why = f"it has the template '{shown(record.template)}', which the policy does not allow"
             return self._finding(record, _TEMPLATES, why, path or b"")
         if path is None or fields.digest is None:
             return self._finding(record, _FILES, "it has no digest or no path", path or b"")

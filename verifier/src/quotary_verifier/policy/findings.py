@@ -124,7 +124,8 @@ def limited(rule: str, findings: Iterable[Finding]) -> Iterator[Finding]:
 def shown(text: str | bytes) -> str:
     """Return a text from a log so that it can be shown: one line, bounded, nothing in it that is obeyed."""
     if isinstance(text, bytes):
-        text = text.decode("utf-8", "backslashreplace")
+        text = text[: 4 * _SHOWN].decode("utf-8", "backslashreplace")
+    text = text[: 4 * _SHOWN]  # no megabytes are escaped only to be cut
     if not text.isprintable():
         text = "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
