@@ -20,7 +20,7 @@ from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.policy.findings import PlatformEvidence
 from quotary_verifier.wire.attestation import DIGEST_BYTES, Attestation
 
-_MANY: Final = 8
+_MANY: Final = 2
 _LOGS_HINT: Final = "name the folder or archive that has the logs with --with-logs"
 
 EVIDENCE = click.Path(path_type=Path, exists=True)
@@ -40,6 +40,12 @@ class Verified:
     name: str
     evidence: PlatformEvidence
     record: bytes
+
+    @property
+    def boot(self) -> tuple[str, int, int]:
+        """The boot that it is of: origin and counts."""
+        clock = self.evidence.clock
+        return self.evidence.origin, clock.reset_count, clock.restart_count
 
 
 def read_evidence(

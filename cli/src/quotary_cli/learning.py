@@ -187,7 +187,7 @@ def _images(boot: Boot) -> Iterable[bytes]:
 def _explained(boot: GoodBoot, pcr: int) -> bool:
     """Tell whether the log says all of a PCR: its events are confirmed, or there are none and it is zero."""
     evidence, log = boot.evidence, boot.evidence.firmware
-    if log is None or pcr in evidence.moving or pcr in log.unconfirmed:
+    if log is None or pcr in evidence.moving:
         return False
     return pcr in log.values or evidence.pcrs[pcr] == ZERO
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 
+from quotary_cli.bootchoice import choose
 from quotary_cli.bootdiff import Change, Side, compare
 from quotary_cli.bootsides import unverified_side_do_not_trust, verified_side
 from quotary_cli.enrolment import json_option
@@ -71,14 +72,16 @@ def diff(
 
 
 def _verified(path: Path, log_places: tuple[Path, ...], policy: Policy, at: int) -> Side:
-    found = read_evidence([path], log_places, policy, at, quiet=True)
-    if len(found) != 1:
+    found = read_evidence([path], log_places, policy, at, quiet=True, choose=choose)
+    boots = {one.boot for one in found}
+    if len(boots) != 1:
         raise Failure(
-            f"{path}: it has {len(found)} attestations, and one boot is compared with one",
+            f"{path}: it shows {len(boots)} boots, and one boot is compared with one",
             code=ExitCode.USAGE,
-            hint="name one of its attestations",
+            hint="name an attestation, or a folder with those of one boot",
         )
-    return verified_side(found[0].name, found[0].evidence)
+    last = max(found, key=lambda one: one.evidence.clock.clock)
+    return verified_side(last.name, last.evidence)
 
 
 def _show(sides: list[Side], changes: tuple[Change, ...], *, everything: bool) -> None:

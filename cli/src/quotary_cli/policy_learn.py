@@ -148,9 +148,8 @@ def _boots(found: Iterable[Verified]) -> tuple[GoodBoot, ...]:
                     code=ExitCode.REJECTED,
                     hint="attest policy new --template model-only makes a policy that asks for no platform",
                 )
-        key = (evidence.origin, clock.reset_count, clock.restart_count)
-        if key not in last or last[key].evidence.clock.clock <= clock.clock:
-            last[key] = GoodBoot(one.name, evidence)
+        if one.boot not in last or last[one.boot].evidence.clock.clock <= clock.clock:
+            last[one.boot] = GoodBoot(one.name, evidence)
     return tuple(last[key] for key in sorted(last))
 
 

@@ -365,6 +365,8 @@ def test_a_loader_pcr_that_no_log_explains_is_left_to_its_value(
     messages, _ = differences("a.attestation", give(other), "--policy", "base.toml", capsys=capsys)
     assert not [message for message in messages if "init=/bin/sh" in message]
     assert any(message.startswith("PCR 12: its value changed") for message in messages)
+    messages, _ = differences(give(FIRST, "c"), "a.attestation", "--policy", "base.toml", capsys=capsys)
+    assert [message[:25] for message in messages] == ["PCR 12: its value changed"]
 
 
 def test_a_boot_aggregate_that_nothing_confirms_is_not_asked_for(
@@ -417,6 +419,22 @@ def test_two_boots_are_compared_down_to_the_event(folder: Path, capsys: pytest.C
 def test_equal_boots_have_no_difference(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     messages, found = differences(give(FIRST, "a"), give(FIRST, "b"), "--policy", "base.toml", capsys=capsys)
     assert (messages, found["equal"]) == ([], True)
+
+
+def test_a_folder_stands_for_the_one_boot_that_it_shows(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        Path(name).mkdir()
+    give(FIRST, "a/early", clock=1)
+    give(replace(FIRST, files={**FIRST.files, "/usr/bin/late": b"late"}), "a/late", clock=2)
+    give(FIRST, "b/one")
+    words = ("b", "a", "--policy", "base.toml")
+    messages, _ = differences(*words, capsys=capsys)
+    assert [message[:31] for message in messages] == ["IMA: /usr/bin/late was added (sh"[:31]]
+    give(SECOND, "a/second")
+    code, found = attest("policy", "diff", *words, capsys=capsys)
+    assert (code, "it shows 2 boots" in found["error"]) == (2, True)
 
 
 def test_raw_logs_are_compared_only_under_an_ugly_name(
