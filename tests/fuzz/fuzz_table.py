@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import fuzz_audit
 import fuzz_logs
 import fuzz_policy
 import fuzz_recipe
@@ -24,6 +25,7 @@ RESULTS = FOLDER / "RESULTS.json"
 TARGETS: dict[str, Target] = (
     fuzz_recipe.TARGETS
     | fuzz_policy.TARGETS
+    | fuzz_audit.TARGETS
     | fuzz_logs.TARGETS
     | fuzz_tee.TARGETS
     | fuzz_tee_signed.TARGETS
@@ -41,7 +43,11 @@ _CBOR = (
 def target(name: str, change: Change | None = None) -> Target:
     """A target by its name, with its mutator where one is needed and `change` can change bytes."""
     found = TARGETS[name]
-    return replace(found, mutate=cbor_mutator(change)) if change and name in _CBOR else found
+    if change is None:
+        return found
+    if name in fuzz_audit.TARGETS:
+        return replace(found, mutate=fuzz_audit.behind_the_number(cbor_mutator(change)))
+    return replace(found, mutate=cbor_mutator(change)) if name in _CBOR else found
 
 
 def regressions(name: str) -> Iterator[bytes]:
