@@ -198,9 +198,11 @@ class ImaReplay:
         replayed, walk = dict(self._replayed), _Walk()
         for entry in self._ahead():
             self._extend(values, entry)
-            replayed[entry.pcr] = values.get(entry.pcr, b"")
+            replayed[entry.pcr] = value = values.get(entry.pcr, b"")
             walk.pass_by(entry, self._foreign)
-            if all(pcrs.get(pcr, b"") == value for pcr, value in replayed.items()):
+            if value == pcrs.get(entry.pcr, b"") and all(
+                pcrs.get(pcr, b"") == reached for pcr, reached in replayed.items()
+            ):
                 self._go_on(walk, replayed)
                 return True
         return False
