@@ -86,26 +86,41 @@ class Processes(AbstractContextManager["Processes"]):
     def _in_order(self, function: Callable[[J], R | _Failed], jobs: Iterable[J]) -> Iterator[R]:
         waiting: deque[Future[R | _Failed]] = deque()
         upcoming = iter(jobs)
-        waiting.extend(self._pool.submit(function, job) for job in islice(upcoming, _AHEAD * self._count))
-        while waiting:
-            try:
-                result = waiting.popleft().result()
-            except BrokenProcessPool:
-                raise Failure(
-                    "a process that hashed for the audit was ended from outside",
-                    code=ExitCode.FAILURE,
-                    hint="out of memory, perhaps: --jobs 1 does everything in one process",
-                ) from None
+        due = _AHEAD * self._count
+        while True:
+            for job in islice(upcoming, due - len(waiting)):
+                waiting.append(self._submit(function, job))
+            if not waiting:
+                return
+            result = self._result(waiting.popleft())
             if isinstance(result, _Failed):
                 raise result.failure()
-            for job in islice(upcoming, 1):
-                waiting.append(self._pool.submit(function, job))
             yield result
+
+    def _submit(self, function: Callable[[J], R], job: J) -> Future[R]:
+        try:
+            return self._pool.submit(function, job)
+        except BrokenProcessPool:
+            raise _ended() from None
+
+    def _result(self, future: Future[R]) -> R:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise _ended() from None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ended() -> Failure:
+    return Failure(
+        "a process that hashed for the audit was ended from outside",
+        code=ExitCode.FAILURE,
+        hint="out of memory, perhaps: --jobs 1 does everything in one process",
+    )
 
 
 class _Failed:
@@ -120,14 +135,18 @@ class _Failed:
         return Failure(message, code=code, hint=hint)
 
 
-_worker: OwnProcess | None = None
+_worker: OwnProcess | _Failed | None = None
 
 
 def _begin(source: str, genesis: bytes, wanted: frozenset[bytes]) -> None:
     """Make this process one of the workers."""
     global _worker  # noqa: PLW0603 - a process of a pool has nowhere else to keep what its jobs share
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
-    read = reading(open_source(source))
+    try:
+        read = reading(open_source(source))
+    except Failure as failure:
+        _worker = _Failed(failure)
+        return
     _worker = OwnProcess(CommitChecker(read_host(genesis), read), read, wanted)
 
 
@@ -141,6 +160,8 @@ def _subtree(job: SubtreeJob) -> Subtree | _Failed:
 
 def _one(function: Callable[[OwnProcess], R]) -> R | _Failed:
     assert _worker is not None
+    if isinstance(_worker, _Failed):
+        return _worker
     try:
         return function(_worker)
     except Failure as failure:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from soft_log import SoftLog
 
 from quotary_cli import auditing
 from quotary_cli.auditing import Wanted, audit_source, write_state
-from quotary_cli.auditworkers import OwnProcess, reading
+from quotary_cli.auditworkers import OwnProcess, Processes, reading
 from quotary_cli.logsource import open_source
 from quotary_cli.main import run
 from quotary_cli.output import Failure
 from quotary_verifier.audit import stream
-from quotary_verifier.audit.commits import CommitChecker
+from quotary_verifier.audit.commits import CommitChecker, CommitsJob
 from quotary_verifier.audit.engine import Audit, new_state
 from quotary_verifier.audit.findings import Code, Severity
 from quotary_verifier.audit.opening import open_log
@@ -179,6 +180,25 @@ def test_processes_that_share_the_work_come_to_the_same(
     wanted = Wanted(str(log.files.folder), policy_of(log.origin), AT, processes=2)
     with pytest.raises(Failure, match="not a plain file"):
         audit_source(wanted)
+
+
+def test_a_process_that_cannot_read_the_source_or_is_killed_ends_the_audit_with_a_message(
+    log: SoftLog, tmp_path: Path
+) -> None:
+    folder = log.finish()
+    with open_source(str(folder)) as source:
+        genesis = open_log(reading(source)).record
+    nowhere = Processes(str(tmp_path / "nowhere"), genesis, frozenset(), 1)
+    with nowhere as workers, pytest.raises(Failure, match="no log is there"):
+        next(workers.commits([CommitsJob(0)]))
+    with Processes(str(folder), genesis, frozenset(), 1) as workers:
+        assert len(next(workers.commits([CommitsJob(0)])).commits) > 5
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        for _ in range(2):  # the first finds it out, the second knows
+            with pytest.raises(Failure, match="ended from outside"):
+                next(workers.commits([CommitsJob(0)]))
 
 
 def test_a_state_is_written_whole_or_not_at_all(log: SoftLog, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import takewhile
 
 from quotary_verifier.audit.appraise import Appraiser
 from quotary_verifier.audit.boundary import BootCloser
@@ -194,7 +195,7 @@ class Audit:
     def _forget(self, size: int) -> None:
         """Let go of what was kept of leaves below `size`."""
         for kept in (self._entries, self._found):
-            for leaf in [leaf for leaf in kept if leaf < size]:
+            for leaf in list(takewhile(lambda leaf: leaf < size, kept)):  # they came in ascending order
                 del kept[leaf]
         self._roots.clear()
 
