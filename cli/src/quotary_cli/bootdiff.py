@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from typing import Any, Final
 
 from quotary_cli.bootevents import SECTION_NAME, Subject, subject_of
@@ -137,52 +136,68 @@ def _by_pcr(events: Iterable[Event] | None) -> dict[int, list[Subject]]:
 
 
 def _register(pcr: int, old: Sequence[Subject], new: Sequence[Subject]) -> Iterator[Change]:
-    """Compare the events of one register: what stands in another order only is told as such."""
+    """Compare the events of one register: what only one side has, and whether the rest stands in another order.
+
+    Takes time in proportion to the events, of which a host can write thousands.
+    """
     old, new = ([one for one in side if one.kind != SECTION_NAME] for side in (old, new))
-    left, right = ([(one.slot, one.event.digest) for one in side] for side in (old, new))
-    matcher = SequenceMatcher(a=left, b=right, autojunk=False)
-    gone: list[Subject] = []
-    came: list[Subject] = []
-    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
-        if tag != "equal":
-            gone += old[i1:i2]
-            came += new[j1:j2]
-    yield from _pairs(pcr, gone, came)
-
-
-def _pairs(pcr: int, gone: list[Subject], came: list[Subject]) -> Iterator[Change]:
-    """Pair what left with what came in its place: by subject, then images and files by their order."""
-    moved = []
-    for same in (_same_event, _same_slot, _same_kind):
-        for old in list(gone):
-            new = next((one for one in came if same(old, one)), None)
-            if new is None:
-                continue
-            gone.remove(old)
-            came.remove(new)
-            if same is _same_event:
-                moved.append(old.title)
-            else:
-                yield _changed(pcr, old, new)
+    kept, gone = _split(old, new)
+    kept_too, came = _split(new, old)
+    for key in (_slot, _exchangeable):
+        pairs, gone, came = _paired(gone, came, key)
+        for before, after in pairs:
+            yield _changed(pcr, before, after)
     for one in gone:
         yield Change("pcr", "removed", one.title, pcr, before=_value(one))
     for one in came:
         yield Change("pcr", "added", one.title, pcr, after=_value(one))
-    if moved:
-        what = f"the order changed of {', '.join(dict.fromkeys(moved))}"
-        yield Change("pcr", "changed", "order", pcr, summary=what)
+    if [_event(one) for one in kept] != [_event(one) for one in kept_too]:
+        yield Change("pcr", "changed", "order", pcr, summary="the order of its events changed")
 
 
-def _same_event(old: Subject, new: Subject) -> bool:
-    return old.slot == new.slot and old.event.digest == new.event.digest
+def _split(side: Sequence[Subject], other: Sequence[Subject]) -> tuple[list[Subject], list[Subject]]:
+    """Return the events of a side that the other has as often, and those that it has not."""
+    left = Counter(map(_event, other))
+    both: list[Subject] = []
+    alone: list[Subject] = []
+    for one in side:
+        found = left[_event(one)] > 0
+        left[_event(one)] -= found
+        (both if found else alone).append(one)
+    return both, alone
 
 
-def _same_slot(old: Subject, new: Subject) -> bool:
-    return old.slot == new.slot
+def _paired(
+    gone: Iterable[Subject], came: Iterable[Subject], key: Callable[[Subject], Hashable]
+) -> tuple[list[tuple[Subject, Subject]], list[Subject], list[Subject]]:
+    """Pair what left with what came in its place: the first with the first of the same key; None pairs with nothing."""
+    waiting: dict[Hashable, deque[Subject]] = defaultdict(deque)
+    for one in came:
+        waiting[key(one)].append(one)
+    pairs, alone = [], []
+    for one in gone:
+        if key(one) is not None and waiting[key(one)]:
+            pairs.append((one, waiting[key(one)].popleft()))
+        else:
+            alone.append(one)
+    taken = {id(after) for _, after in pairs}
+    return pairs, alone, [one for one in came if id(one) not in taken]
 
 
-def _same_kind(old: Subject, new: Subject) -> bool:
-    return old.kind == new.kind and old.kind in {"application", "file", "command", "command line", "section"}
+def _event(subject: Subject) -> Hashable:
+    return subject.slot, subject.event.digest
+
+
+def _slot(subject: Subject) -> Hashable:
+    return subject.slot
+
+
+def _exchangeable(subject: Subject) -> Hashable:
+    """Return the kind of what may be called otherwise and still be what took the place of another."""
+    return subject.kind if subject.kind in _EXCHANGEABLE else None
+
+
+_EXCHANGEABLE: Final = frozenset({"application", "file", "command", "command line", "section"})
 
 
 def _value(subject: Subject) -> str:
@@ -206,15 +221,8 @@ def _changed(pcr: int, old: Subject, new: Subject) -> Change:
 
 def _words(old: str, new: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the words that a command line gained and those that it lost, each as often as it did."""
-    first, second = old.split(), new.split()
-    added, removed = list(second), list(first)
-    for word in first:
-        if word in added:
-            added.remove(word)
-    for word in second:
-        if word in removed:
-            removed.remove(word)
-    return tuple(added), tuple(removed)
+    first, second = Counter(old.split()), Counter(new.split())
+    return tuple((second - first).elements()), tuple((first - second).elements())
 
 
 def _sets(pcr: int, old: Subject, new: Subject) -> Change:

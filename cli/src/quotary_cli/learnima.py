@@ -102,7 +102,7 @@ def ran(boots: Sequence[GoodBoot]) -> Ran:
         for path, digests in contents.items():
             files[path] |= digests
     unstable = tuple(sorted(path for path in changing if path.startswith(PROGRAMS)))
-    kept = {path: frozenset(digests) for path, digests in files.items() if not _ignored(path, ignore)}
+    kept = {path: frozenset(files[path]) for path in _kept(files, ignore)}
     return Ran(kept, dict(sorted(ignore.items())), unstable, frozenset(templates), violations)
 
 
@@ -207,11 +207,14 @@ def _literal(path: bytes) -> str | None:
     return text if text.isprintable() else None
 
 
-def _ignored(path: bytes, ignore: Iterable[str]) -> bool:
-    for glob in ignore:
-        head, star, tail = glob.encode().partition(b"*")
-        if path == head and not star:
-            return True
-        if star and len(path) >= len(head) + len(tail) and path.startswith(head) and path.endswith(tail):
-            return True
-    return False
+def _kept(paths: Iterable[bytes], ignore: Iterable[str]) -> Iterator[bytes]:
+    """Yield the paths that no glob fits."""
+    whole = {glob.encode() for glob in ignore if "*" not in glob}
+    parts = [glob.encode().partition(b"*")[::2] for glob in ignore if "*" in glob]
+    for path in paths:
+        if path not in whole and not any(_fits(path, head, tail) for head, tail in parts):
+            yield path
+
+
+def _fits(path: bytes, head: bytes, tail: bytes) -> bool:
+    return len(path) >= len(head) + len(tail) and path.startswith(head) and path.endswith(tail)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from typing import Any
 import pytest
 from forge import NOW, Forge
 from measured_boots import COMMAND_LINE, PROGRAMS, BootOf, sha256
+from tcg_logs import TcgWriter
 
+from quotary_cli.bootdiff import Side, compare
 from quotary_cli.main import run
 from quotary_verifier import Question, Rejected, verify
+from quotary_verifier.logs import tcg_types as t
+from quotary_verifier.logs.tcg import Event, parse_tcg_log
 from quotary_verifier.wire.attestation import Attestation
 
 HOST = Forge()
@@ -474,3 +479,36 @@ def test_a_value_that_no_log_explains_is_told_as_such(
     (message,) = messages
     assert message.startswith("PCR 14: its value changed")
     assert "no log says why" in message
+
+
+def test_logs_of_thousands_of_events_are_compared_in_a_moment() -> None:
+    event = (8).to_bytes(4, "little") + t.EV_IPL.to_bytes(4, "little") + (1).to_bytes(4, "little") + b"\x0b\0"
+    head = TcgWriter((0x0B,)).header()
+    texts = [b"%d" % (number % 3) for number in range(8000)]
+    logs = [
+        head + b"".join(event + sha256(text) + bytes(4) for text in side) for side in (texts, texts[::-1])
+    ]
+    before, after = (Side(str(n), False, events=_replayed(log)) for n, log in enumerate(logs))
+    started = time.process_time()
+    changes = list(compare(before, after))
+    assert time.process_time() - started < 2
+    assert [change.text for change in changes] == ["PCR 8: the order of its events changed"]
+
+
+def _replayed(log: bytes) -> tuple[Event, ...]:
+    parsed = parse_tcg_log(log)
+    return parsed.replay(parsed.unverified_values_do_not_trust(0x0B), required=()).events
+
+
+def test_an_event_that_moved_is_neither_added_nor_removed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = FIRST.log()
+    images = [number for number, one in enumerate(writer.events) if one.type in t.IMAGE_TYPES]
+    swapped = TcgWriter(writer.banks, list(writer.events))
+    first, second = images
+    swapped.events[first], swapped.events[second] = writer.events[second], writer.events[first]
+    Path("a").write_bytes(writer.agile())
+    Path("b").write_bytes(swapped.agile())
+    messages, _ = differences("a", "b", "--unverified-do-not-trust", capsys=capsys)
+    assert messages == ["PCR 4: the order of its events changed"]
