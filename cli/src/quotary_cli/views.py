@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import binascii
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +21,18 @@ from quotary_verifier.wire.tpm import parse_attest, parse_signature, unpack_evid
 from quotary_verifier.wire.tpm_public import parse_public
 
 Content = dict[str, Any]
+
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]++)-----END CERTIFICATE-----", re.ASCII)
+_LENGTH = rb"(?:\x82..|\x81.|[^\x80-\xff])"
+_AMD_LEAF = re.compile(
+    rb"\x30"
+    + _LENGTH
+    + rb"\x30"
+    + _LENGTH
+    + rb"\xa0\x03\x02\x01\x02\x02\x01\x00\x30.\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a",
+    re.DOTALL,
+)
+"""The beginning of a certificate of version 3 with the serial number 0, signed with RSA-PSS."""
 
 
 def record_view(data: bytes) -> Content:
@@ -173,15 +187,11 @@ def evidence_view(data: bytes) -> Content:
 
 def certificates_view(data: bytes) -> Content:
     """Show certificates in PEM, or one in DER."""
-    from cryptography import x509
-
     try:
-        found = (
-            x509.load_pem_x509_certificates(data)
-            if data[:1] == b"-"
-            else [x509.load_der_x509_certificate(data)]
-        )
-        return {"certificates": [_certificate(item) for item in found]}
+        ders = [binascii.a2b_base64(block) for block in _PEM.findall(data)] if data[:1] == b"-" else [data]
+        if not ders:
+            raise MalformedError("not a certificate that can be read: no block of pem is whole")
+        return {"certificates": [_certificate(der) for der in ders]}
     except UNREADABLE as error:
         raise MalformedError(f"not a certificate that can be read: {error}") from None
 
@@ -192,14 +202,23 @@ def certificate_view(der: bytes) -> Content:
     return content
 
 
-def _certificate(certificate: Any) -> Content:
-    """Describe one certificate; the library reads its parts only now, and may refuse any of them."""
+def _certificate(der: bytes) -> Content:
+    """Describe one certificate; the library reads its parts only when asked, and may refuse any of them."""
+    from cryptography import x509
+
+    if _AMD_LEAF.match(der):  # the chip's certificate: AMD's are odd, and read in one place
+        from quotary_verifier.evidence.tee.amd_certs import read_amd_certificate
+
+        certificate, serial = read_amd_certificate(der).certificate, 0
+    else:
+        certificate = x509.load_der_x509_certificate(der)
+        serial = certificate.serial_number
     return {
         "subject": certificate.subject.rfc4514_string(),
         "issuer": certificate.issuer.rfc4514_string(),
         "not_before": certificate.not_valid_before_utc.isoformat(),
         "not_after": certificate.not_valid_after_utc.isoformat(),
-        "serial": f"{certificate.serial_number:x}",
+        "serial": f"{serial:x}",
         "names": _names(certificate),
     }
 

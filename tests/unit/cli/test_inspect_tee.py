@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from amd_pki import BOUND, AmdForge
+from amd_pki import BOUND, SHORT, AmdForge
 from azure_forge import VM, AzureForge
 from click.testing import CliRunner
 from corpus import corpus_bytes, entries, needs_corpus
@@ -16,6 +17,8 @@ from device_forge import DIGEST, GENESIS, NitroForge
 from nvidia_forge import FWID, NvidiaForge
 
 from quotary_cli.inspect import inspect
+from quotary_cli.kinds import describe
+from quotary_verifier.errors import MalformedError
 from quotary_verifier.evidence.tee.amd_certs import Generation
 
 
@@ -96,3 +99,30 @@ def test_evidence_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     for data in (NitroForge().document(), AzureForge().report(), NvidiaForge().report()):
         file.write_bytes(data[: len(data) // 2])
         assert CliRunner().invoke(inspect, [str(file)]).exit_code == 1
+
+
+def test_the_certificate_of_a_chip_is_shown_without_a_warning_of_its_serial_number(tmp_path: Path) -> None:
+    forge = AmdForge()
+    for data in (
+        forge.leaf(),
+        forge.leaf(algorithms=(SHORT, SHORT)),
+        pem(forge.leaf()) + pem(forge.issuer()),
+    ):
+        kind, content = shown(data, tmp_path)
+        assert kind == "certificate"
+        assert content["certificates"][0]["serial"] == "0"
+        assert content["certificates"][0]["subject"].startswith("CN=SEV-VCEK")
+    assert content["certificates"][1]["serial"] == "5"
+
+
+def pem(der: bytes) -> bytes:
+    body = base64.encodebytes(der)
+    return b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("block", [b"AAA", b"AAAA", b""])
+def test_a_block_that_holds_no_certificate_is_malformed(block: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "certificate"
+    file.write_bytes(b"-----BEGIN CERTIFICATE-----\n" + block + b"\n-----END CERTIFICATE-----\n")
+    with pytest.raises(MalformedError, match="not a certificate that can be read"):
+        describe(file.read_bytes())
