@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -15,16 +16,19 @@ import httpx2
 import pytest
 from agents import running
 from consumers import Answer, Host, engine, middle
+from ima_logs import ima_entry
 from measured_host import MeasuredHost
 from proxies import CHAT
 from proxies import running as proxied
+from tcg_logs import good_boot
 from tpms import Tpm
 
 from quotary import Checks, verdict
 from quotary.aiohttp import VerifyingMiddleware
-from quotary.bootlogs import HostLogs
+from quotary.bootlogs import HostLogs, Wanted
 from quotary.httpx2 import AsyncVerifyingTransport, VerifyingTransport
 from quotary.judge import Judge
+from quotary_attest.agent import Unavailable
 from quotary_verifier import Step, Verdict
 from quotary_verifier.logs.ima import ImaLog, ReplayedIma
 from quotary_verifier.wire.attestation import Attestation
@@ -94,9 +98,13 @@ async def test_logs_are_fetched_once_and_an_ima_log_anew_when_it_has_grown(
         assert host.middle.fetches == expected
     assert len(replays) == 1
     await asyncio.to_thread(measured.run_files, 2)
+    passed: list[Answer] = []
+    host.middle.fetched = lambda answer: passed.append(answer) or answer  # type: ignore[func-returns-value]
     for _ in range(2):
         assert state_of(await ask(host.middle.url, judge)) == "passed"
         assert host.middle.fetches == 3
+    grown = sum(len(ima_entry(data)) for data in measured.records[-2:])
+    assert [(answer.status, len(answer.body)) for answer in passed] == [(206, grown)]
     assert len(replays) == 2
     assert state_of(await ask(host.middle.url, Judge(host.checks()))) == "not-checked"
     assert host.middle.fetches == 3
@@ -141,13 +149,15 @@ def test_what_a_longer_log_begins_with_need_not_be_fetched(measured: MeasuredHos
         )
         return attestation.encode()
 
-    whole = hashlib.sha256(measured.ima).digest()
-    assert logs.missing(naming(measured.ima)) == [whole]
+    (whole,) = logs.missing(naming(measured.ima))
+    assert (whole.digest, whole.known) == (hashlib.sha256(measured.ima).digest(), 0)
     logs.take(whole, measured.ima)
     assert logs.missing(naming(before)) == []
     assert dict(logs.given(naming(before))) == {hashlib.sha256(before).digest(): before}
     assert logs.given(naming(before)) is logs.given(naming(before))
-    assert logs.missing(naming(before[:-1])) == [hashlib.sha256(before[:-1]).digest()]
+    assert [each.digest for each in logs.missing(naming(before[:-1]))] == [
+        hashlib.sha256(before[:-1]).digest()
+    ]
     assert logs.missing(b"no attestation") == []
 
 
@@ -155,6 +165,44 @@ def test_only_so_many_logs_are_kept() -> None:
     logs = HostLogs(lambda: 0.0)
     for number in range(20):
         log = b"log %d" % number
-        logs.take(hashlib.sha256(log).digest(), log)
+        logs.take(Wanted(hashlib.sha256(log).digest(), (b"", str(number)), 0), log)
     assert len(logs._logs) == 8
     assert Checks("x").logs is False
+
+
+@pytest.mark.parametrize("ask", [by_httpx2, by_async_httpx2, by_aiohttp])
+@pytest.mark.parametrize("files", [1, 9], ids=["a shorter log", "a longer log"])
+async def test_after_a_reboot_of_the_host_the_new_log_is_fetched_whole(
+    host: Host, measured: MeasuredHost, ask: Ask, files: int
+) -> None:
+    moments = iter(range(1_800_000_000, 1_900_000_000))
+    judge = Judge(host.checks(logs=True, clock=lambda: next(moments)))
+    assert state_of(await ask(host.middle.url, judge)) == "passed"
+    other = good_boot(banks=(0x0B,)).add(1, 0x0D, b"another setting")
+    await asyncio.to_thread(measured.reboot, other, files)
+    with contextlib.suppress(Unavailable):
+        await host.agent.attest(b"it finds out that it was reset")
+    async with asyncio.timeout(10):
+        while host.agent.outage is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)  # it starts anew by itself
+    assert state_of(await ask(host.middle.url, judge)) == "passed"
+
+
+async def test_a_blob_is_served_from_any_byte_on(host: Host, measured: MeasuredHost) -> None:
+    url = f"{host.proxy}/quotary/v1/blob/{hashlib.sha256(measured.ima).hexdigest()}"
+    size = len(measured.ima)
+    async with aiohttp.ClientSession() as client:
+        for first, status, body in (
+            (0, 206, measured.ima),
+            (size - 3, 206, measured.ima[-3:]),
+            (size, 416, b""),
+        ):
+            async with client.get(url, headers={"Range": f"bytes={first}-"}) as answer:
+                assert (answer.status, await answer.read()) == (status, body)
+                last = f"{first}-{size - 1}" if status == 206 else "*"
+                assert answer.headers["Content-Range"] == f"bytes {last}/{size}"
+        for other in ("bytes=0-1", "bytes=-5", "lines=1-", "bytes=1-,2-"):
+            async with client.get(url, headers={"Range": other}) as answer:
+                assert (answer.status, await answer.read()) == (200, measured.ima)
+        async with client.get(f"{host.proxy}/quotary/v1/checkpoint", headers={"Range": "bytes=1-"}) as answer:
+            assert answer.status == 200

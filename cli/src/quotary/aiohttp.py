@@ -75,15 +75,18 @@ class VerifyingMiddleware:
 
     async def fetch_logs(self, exchange: Exchange, request: aiohttp.ClientRequest) -> None:
         """Fetch the boot logs that the attestation names and nobody knows here."""
-        for digest, url in exchange.wanted_logs():
-            found = await self._get(url, exchange, request, self.judge.checks.limits.log)
-            exchange.took_log(digest, *(found if isinstance(found, tuple) else (0, b"")))
+        while wanted := exchange.wanted_logs():
+            for log, url in wanted:
+                found = await self._get(url, exchange, request, self.judge.checks.limits.log, log.known)
+                exchange.took_log(log, *(found if isinstance(found, tuple) else (0, b"")))
 
     async def _get(
-        self, url: str, exchange: Exchange, request: aiohttp.ClientRequest, most: int
+        self, url: str, exchange: Exchange, request: aiohttp.ClientRequest, most: int, known: int = 0
     ) -> tuple[int, bytes] | str:
-        """Fetch up to `most` bytes: status and body, or why not."""
+        """Fetch up to `most` bytes, without the first that are `known`: status and body, or why not."""
         headers = {"Accept-Encoding": "identity"}
+        if known:
+            headers["Range"] = f"bytes={known}-"
         if exchange.may_send_credentials and "Authorization" in request.headers:
             headers["Authorization"] = request.headers["Authorization"]
         reason = ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from threading import Lock
 from typing import Final, TypeVar
 
@@ -25,6 +26,16 @@ _KEPT: Final = 8
 _AGAIN_SECONDS: Final = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A log to ask for by its digest. `known` is how many of its first bytes are known if it is of the same boot as the
+    last one of its `source`: a host, by the digest of its genesis record, and the log's name."""
+
+    digest: bytes
+    source: tuple[bytes, str]
+    known: int
+
+
 class HostLogs:
     """The logs that one client knows. Safe to use from several threads."""
 
@@ -34,25 +45,29 @@ class HostLogs:
         self._logs: OrderedDict[bytes, bytes] = OrderedDict()
         self._given: OrderedDict[tuple[bytes, ...], GivenLogs] = OrderedDict()
         self._asked: OrderedDict[bytes, float] = OrderedDict()
+        self._newest: OrderedDict[tuple[bytes, str], bytes] = OrderedDict()
         self._lock = Lock()
 
-    def missing(self, attestation: bytes) -> list[bytes]:
-        """Return the digests of the logs that an attestation names and that should be asked for."""
+    def missing(self, attestation: bytes) -> list[Wanted]:
+        """Return the logs that an attestation names and that should be asked for."""
         with self._lock:
             return [
-                digest
-                for digest in _named(attestation)
+                Wanted(digest, source, len(self._newest.get(source, b"")))
+                for digest, source in _named(attestation)
                 if self._find(digest) is None
                 and self._clock() - self._asked.get(digest, -_AGAIN_SECONDS) >= _AGAIN_SECONDS
             ]
 
-    def take(self, digest: bytes, log: bytes | None) -> None:
-        """Take in what came of asking for a log: its bytes, or None where it was not to be had."""
+    def take(self, wanted: Wanted, log: bytes | None, *, rest: bool = False) -> None:
+        """Take in what came of asking for a log: its bytes, with `rest` those behind `Wanted.known`, or None where it
+        was not to be had. A rest that does not fit is of another boot: then the whole is missing."""
         with self._lock:
-            if log is not None and hashlib.sha256(log).digest() == digest:
-                _keep(self._logs, digest, log)
-            else:
-                _keep(self._asked, digest, self._clock())
+            before = self._newest.pop(wanted.source, b"")[: wanted.known] if rest else b""
+            if log is not None and hashlib.sha256(before + log).digest() == wanted.digest:
+                _keep(self._logs, wanted.digest, before + log)
+                _keep(self._newest, wanted.source, before + log)
+            elif not rest:
+                _keep(self._asked, wanted.digest, self._clock())
 
     def given(self, attestation: bytes) -> Mapping[bytes, bytes]:
         """Return those logs of an attestation that are known, for `Question.logs`.
@@ -60,7 +75,8 @@ class HostLogs:
         For the same logs it is the same object, so that they are not replayed for every answer anew.
         """
         with self._lock:
-            found = {digest: log for digest in _named(attestation) if (log := self._find(digest)) is not None}
+            named = _named(attestation)
+            found = {digest: log for digest, _ in named if (log := self._find(digest)) is not None}
             key = tuple(sorted(found))
             if key not in self._given:
                 _keep(self._given, key, GivenLogs(found))
@@ -87,10 +103,13 @@ def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
         kept.popitem(last=False)
 
 
-def _named(attestation: bytes) -> list[bytes]:
-    """Return the digests by which an attestation names logs; none where it cannot be read, which others say."""
+def _named(attestation: bytes) -> list[tuple[bytes, tuple[bytes, str]]]:
+    """Return digest and source of each log that an attestation names by a digest; none where it cannot be read, which
+    others say."""
     try:
-        logs = Attestation.decode(attestation).boot_logs
+        parsed = Attestation.decode(attestation)
     except (MalformedError, UnsupportedError):
         return []
-    return [value for _, value in sorted(logs.items()) if len(value) == DIGEST_BYTES]
+    origin = hashlib.sha256(parsed.genesis).digest()
+    logs = sorted(parsed.boot_logs.items())
+    return [(value, (origin, name)) for name, value in logs if len(value) == DIGEST_BYTES]

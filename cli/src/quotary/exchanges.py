@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
+from quotary.bootlogs import Wanted
 from quotary.endings import Endings
 from quotary.errors import (
     AttestationError,
@@ -217,18 +218,20 @@ class Exchange:
             f"the attestation of {self.output_id} was not fetched: {why}", self
         )
 
-    def wanted_logs(self) -> list[tuple[bytes, str]]:
-        """Return what is to be fetched besides: digest and URL of each boot log that is not known here."""
+    def wanted_logs(self) -> list[tuple[Wanted, str]]:
+        """Return what is to be fetched besides: boot logs that are not known here, and their URLs. Ask until there is
+        nothing more. Of a log whose first bytes may be known the rest is enough (`Range`)."""
         logs, door = self._judge.logs, urljoin(self.url, self._judge.checks.door)
         if logs is None or self.attestation is None or self.error is not None:
             return []
         place = door.removesuffix("attestations/") + "blob/"
-        return [(digest, place + digest.hex()) for digest in logs.missing(self.attestation)]
+        return [(wanted, place + wanted.digest.hex()) for wanted in logs.missing(self.attestation)]
 
-    def took_log(self, digest: bytes, status: int, body: bytes) -> None:
+    def took_log(self, wanted: Wanted, status: int, body: bytes) -> None:
         """Take in what came of fetching a boot log; without it, what it would show is not checked."""
         if self._judge.logs is not None:
-            self._judge.logs.take(digest, body if status == 200 else None)
+            rest = wanted.known > 0 and status in (206, 416)
+            self._judge.logs.take(wanted, body if status in (200, 206) else None, rest=rest)
 
     def conclude(self) -> bytes:
         """Judge the answer, and return the rest of its body, which is handed on last.

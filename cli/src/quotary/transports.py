@@ -71,8 +71,10 @@ class Checking:
             extensions={**answer.extensions, EXTENSION: exchange},
         )
 
-    def _fetch_request(self, url: str, exchange: Exchange, request: Any) -> Any:
+    def _fetch_request(self, url: str, exchange: Exchange, request: Any, known: int) -> Any:
         headers = {"Accept-Encoding": "identity"}
+        if known:
+            headers["Range"] = f"bytes={known}-"
         if exchange.may_send_credentials and "authorization" in request.headers:
             headers["Authorization"] = request.headers["authorization"]
         timeout = request.extensions.get("timeout")
@@ -120,19 +122,22 @@ class SyncChecking(Checking):
         if url is not None:
             found = self._fetch(url, exchange, request, self.judge.checks.limits.attestation)
             exchange.fetched(*found) if isinstance(found, tuple) else exchange.not_fetched(found)
-        for digest, place in exchange.wanted_logs():
-            found = self._fetch(place, exchange, request, self.judge.checks.limits.log)
-            exchange.took_log(digest, *(found if isinstance(found, tuple) else (0, b"")))
+        while wanted := exchange.wanted_logs():
+            for log, place in wanted:
+                found = self._fetch(place, exchange, request, self.judge.checks.limits.log, log.known)
+                exchange.took_log(log, *(found if isinstance(found, tuple) else (0, b"")))
         rest = exchange.conclude()
         if rest:
             yield rest
 
-    def _fetch(self, url: str, exchange: Exchange, request: Any, most: int) -> tuple[int, bytes] | str:
-        """Fetch up to `most` bytes: status and body, or why not."""
+    def _fetch(
+        self, url: str, exchange: Exchange, request: Any, most: int, known: int = 0
+    ) -> tuple[int, bytes] | str:
+        """Fetch up to `most` bytes, without the first that are `known`: status and body, or why not."""
         reason = ""
         for _ in range(_ATTEMPTS):
             try:
-                answer = self._send(self._fetch_request(url, exchange, request))
+                answer = self._send(self._fetch_request(url, exchange, request, known))
                 try:
                     body = bytearray()
                     for piece in answer.iter_raw():
@@ -197,19 +202,22 @@ class AsyncChecking(Checking):
         if url is not None:
             found = await self._fetch(url, exchange, request, self.judge.checks.limits.attestation)
             exchange.fetched(*found) if isinstance(found, tuple) else exchange.not_fetched(found)
-        for digest, place in exchange.wanted_logs():
-            found = await self._fetch(place, exchange, request, self.judge.checks.limits.log)
-            exchange.took_log(digest, *(found if isinstance(found, tuple) else (0, b"")))
+        while wanted := exchange.wanted_logs():
+            for log, place in wanted:
+                found = await self._fetch(place, exchange, request, self.judge.checks.limits.log, log.known)
+                exchange.took_log(log, *(found if isinstance(found, tuple) else (0, b"")))
         rest = exchange.conclude()
         if rest:
             yield rest
 
-    async def _fetch(self, url: str, exchange: Exchange, request: Any, most: int) -> tuple[int, bytes] | str:
-        """Fetch up to `most` bytes: status and body, or why not."""
+    async def _fetch(
+        self, url: str, exchange: Exchange, request: Any, most: int, known: int = 0
+    ) -> tuple[int, bytes] | str:
+        """Fetch up to `most` bytes, without the first that are `known`: status and body, or why not."""
         reason = ""
         for _ in range(_ATTEMPTS):
             try:
-                answer = await self._send(self._fetch_request(url, exchange, request))
+                answer = await self._send(self._fetch_request(url, exchange, request, known))
                 try:
                     body = bytearray()
                     async for piece in answer.aiter_raw():

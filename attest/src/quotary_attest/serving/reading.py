@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from hashlib import sha256
 
 from aiohttp import web
@@ -21,6 +22,7 @@ from quotary_verifier.wire.names import format_output_id, parse_output_id
 FETCH_SECONDS = 30.0
 """How long a fetch waits for an output that is still being made or committed."""
 
+_FROM = re.compile(r"bytes=([0-9]{1,12})-")
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _MOVING = "no-cache"
 _BYTES = "application/octet-stream"
@@ -105,9 +107,22 @@ def publishing(attester: Attester) -> Handler:
             "Cache-Control": _IMMUTABLE if path.startswith(("tile/", "blob/")) else _MOVING,
             "X-Content-Type-Options": "nosniff",
         }
-        return _tagged(request, data, headers)
+        return _ranged(request, data, headers) or _tagged(request, data, headers)
 
     return publish
+
+
+def _ranged(request: web.Request, data: bytes, headers: dict[str, str]) -> web.Response | None:
+    """Return what follows the first bytes of a blob, for who has these already (RFC 9110 section 14); None for every
+    other request, which gets all of it."""
+    wanted = _FROM.fullmatch(request.headers.get("Range", ""))
+    if wanted is None or request.method != "GET" or not request.match_info["path"].startswith("blob/"):
+        return None
+    first, size = int(wanted[1]), len(data)
+    if first >= size:
+        return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
+    headers = headers | {"Content-Range": f"bytes {first}-{size - 1}/{size}"}
+    return web.Response(status=206, body=data[first:], headers=headers)
 
 
 def _tagged(request: web.Request, data: bytes, headers: dict[str, str]) -> web.Response:
