@@ -14,6 +14,7 @@ from boot_defects import BOOT, number_of
 from tcg_logs import TcgWriter, good_boot, guid_bytes, signature_list, variable
 
 from quotary_verifier.logs import tcg_types as t
+from quotary_verifier.logs.tcg import ReplayedLog, parse_tcg_log
 from quotary_verifier.logs.uefi import GLOBAL, IMAGE_SECURITY, SHIM, file_names
 from quotary_verifier.policy.findings import PlatformEvidence, Severity
 
@@ -332,9 +333,7 @@ def test_a_pcr_that_the_log_does_not_explain_leaves_the_rule_open(change: dict[i
     assert any(why in item.message and item.severity is Severity.COULD_NOT for item in found)
 
 
-def _withheld(pcr: int):  # type: ignore[no-untyped-def]
-    from quotary_verifier.logs.tcg import parse_tcg_log
-
+def _withheld(pcr: int) -> ReplayedLog:
     values = BOOT.values() | {pcr: digest(b"more")}
     return (
         parse_tcg_log(BOOT.agile()).replace(values)
@@ -407,3 +406,19 @@ def test_a_setting_of_shims_under_another_vendor_is_an_authority() -> None:
     assert (
         only(appraised(secure_boot(authorities=texts(x509(CERTIFICATE))), evidence(boot))).path == "SbatLevel"
     )
+
+
+def test_an_event_of_an_unknown_type_in_an_appraised_pcr_is_never_passed_over() -> None:
+    boot = good_boot().add(4, 0x12345, b"harmless")
+    found = appraised(STARTED, evidence(boot))
+    assert [item.rule for item in found.findings] == ["platform.boot.order"]
+    assert "type 0x00012345" in found.findings[0].message
+
+
+def test_a_change_in_a_pcr_of_the_running_system_breaks_no_rule_on_the_boot() -> None:
+    """Boot PCRs and those that a running system extends are separate groups."""
+    of = evidence(good_boot().add(12, t.EV_IPL, "quiet\0".encode("utf-16-le")))
+    assert of.firmware is not None
+    moved = {**of.pcrs, 12: digest(b"a service"), 14: digest(b"another")}
+    log = parse_tcg_log(BOOT.agile()).replay(moved)
+    assert not appraised(secure_boot() + STARTED, replace(of, pcrs=moved, firmware=log)).findings

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from boot_defects import BOOT, RECORDS, carrying, host, ima
@@ -291,3 +294,32 @@ def test_pcr_values_that_are_kept_load_no_appraiser_and_departures_are_told_by_i
     unmeasured = Forge(pcrs={7: forge.pcrs[7], 4: forge.pcrs[4]})
     with pytest.raises(Rejected, match="PCR 0 is zero"):
         judge(unmeasured, unmeasured.attestation(), kept)
+
+
+_ALONE = """
+import base64, json, sys
+from quotary_verifier import NotChecked, Question, Rejected, load_policy, verify
+
+for name in sys.argv[1:]:
+    case = json.load(open(name))
+    question = Question(base64.b64decode(case["output"]), at=case["at"])
+    try:
+        policy = load_policy(case["policy"].encode())
+        report = verify(base64.b64decode(case["attestation"]), question, policy).report
+    except (NotChecked, Rejected) as error:
+        report = error.report
+    print(json.dumps(report.as_json()))
+"""
+
+
+def test_an_appraisal_is_the_same_whatever_order_sets_have() -> None:
+    folder = Path(__file__).parents[2] / "vectors" / "attestation"
+    names = ("another_boot_loader", "platform_that_keeps_every_rule", "known_file_at_another_path")
+    command = [sys.executable, "-c", _ALONE, *[str(folder / f"{name}.json") for name in names]]
+    said = {
+        subprocess.run(
+            command, capture_output=True, check=True, timeout=60, env={**os.environ, "PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1
