@@ -149,14 +149,13 @@ class AmdForge:
         return AmdRoots.from_der({self.generation: self.ark()})
 
     def issuer(self, **changes: object) -> bytes:
-        """The ASK or ASVK; `name`, `ark` (the role of its signer), `extensions` and what `certificate` takes."""
+        """The ASK or ASVK; `name`, `key`, `ark` (the role of its signer), `extensions` and what `certificate` takes."""
         name = str(changes.pop("name", self.issuer_name))
         signer = rsa_key(str(changes.pop("ark", "ark")), self.bits)
         extensions = changes.pop("extensions", ca_extensions())
+        key = changes.pop("key", rsa_key("ask", self.bits))
         options = {"serial": 5, **changes}
-        return certificate(
-            amd_name(name), self.ark_name, rsa_key("ask", self.bits), signer, extensions, **options
-        )  # type: ignore[arg-type]
+        return certificate(amd_name(name), self.ark_name, key, signer, extensions, **options)  # type: ignore[arg-type]
 
     def extensions(self) -> dict[str, bytes]:
         """The leaf's extensions, by identifier."""

@@ -328,6 +328,24 @@ def test_one_component_higher_does_not_make_up_for_another_that_is_lower() -> No
     assert Tcb(10, 1, 27, 200).below(Tcb(0, 0, 0, 0, 1)) == ("fmc",)
 
 
+def test_an_issuer_whose_key_is_not_rsa_is_refused() -> None:
+    forge = AmdForge()
+    issuer = forge.issuer(key=ec.generate_private_key(ec.SECP384R1()))
+    with pytest.raises(EvidenceError, match="SEV-Genoa has no rsa key"):
+        verified(forge, endorsements=SnpEndorsements(forge.leaf(), issuer))
+
+
+def test_a_certificate_whose_signature_is_not_whole_bytes_or_that_is_too_large_is_malformed() -> None:
+    forge = AmdForge()
+    leaf = bytearray(forge.leaf())
+    leaf[-257] = 1
+    with pytest.raises(MalformedError, match="body, algorithm and signature"):
+        verified(forge, endorsements=SnpEndorsements(bytes(leaf), forge.issuer()))
+    large = {OID + "99": bytes(20000)} | forge.extensions()
+    with pytest.raises(MalformedError, match="too large"):
+        verified(forge, endorsements=SnpEndorsements(forge.leaf(extensions=large), forge.issuer()))
+
+
 def test_a_chips_id_is_read_bare_and_as_octets() -> None:
     for generation in Generation:
         forge = AmdForge(generation)
