@@ -150,6 +150,8 @@ def test_periods_that_differ_in_pcr_values_only_are_one() -> None:
     assert [stretch.span.first_commit for stretch in made] == [0, 40, 55, 60, 80]
     assert made[0].moved == (10,)
     assert len(model_runs(witnessed().periods)) == 3
+    first, _, third, _, *_ = witnessed().periods
+    assert len(stretches([first, third])) == 2, "what lies between them was left out"
     assert changes(witnessed()) == {1: (), 2: (4,)}
 
 
