@@ -9,31 +9,33 @@ of commits in the minutes that a benchmark has.
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
-
-from agents import policy_of
 from soft_log import SoftLog
 
 from figures import PAUSE, Measured, NotMeasured, progress
-from quotary_cli.auditing import Wanted, audit_source
 
 SMALL, LARGE = 1_000_000, 10_000_000
 COMMITS = 5000
 PROCESSES = 2
-AT = 1_790_000_100
 _GIB = 1 << 30
 _HASHED = 1 << 18
+
+_PROGRAM = """
+import resource, sys
+from quotary_cli.main import run
+code = run(sys.argv[1:])
+print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)), file=sys.stderr)
+sys.exit(code)
+"""
+"""The command, and then how large its process was at most, and the largest of its workers, in KiB."""
 
 
 def throughput(folder: Path, rounds: int, *, large: int = LARGE) -> Measured:
@@ -56,8 +58,8 @@ def throughput(folder: Path, rounds: int, *, large: int = LARGE) -> Measured:
     return Measured(
         rates,
         f"{large} leaves in {COMMITS} commits, {PROCESSES} processes beside the one that puts their results together,"
-        f" from static files (page cache) to the report: every bundle and tile hashed and compared, every root, Ed25519"
-        f" line, quote and chain link verified; synthetic commits that a key in memory signed in the place of a TPM;"
+        f" from the start of `attest audit` on static files (page cache) to its end: every bundle and tile hashed and"
+        f" compared, every root, Ed25519 line, quote and chain link verified; synthetic commits that a key in memory signed in the place of a TPM;"
         f" peak memory of all processes together {shown}; {_median(ratios):.2f} of what bare hashing by {PROCESSES}"
         f" processes gave in the same rounds",
     )
@@ -77,14 +79,20 @@ def make_log(folder: Path, leaves: int) -> SoftLog:
 
 
 def _audit(log: SoftLog, leaves: int) -> tuple[float, int]:
-    """Audit a log in a process of its own; return the seconds, and the peak memory of it and its workers in bytes."""
+    """Run `attest audit` on a log; return the seconds of its process, and the peak memory of it and its workers."""
+    policy = log.files.folder.with_suffix(".toml")
+    policy.write_text(f'schema = "quotary-policy/v1"\n[[pin]]\norigin = "{log.origin}"\n')
+    words = ["audit", str(log.files.folder), "--policy", str(policy), "--jobs", str(PROCESSES), "--json"]
+    begun = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, __file__, str(log.files.folder), log.origin], check=True, capture_output=True
+        [sys.executable, "-c", _PROGRAM, *words], check=True, capture_output=True, text=True
     )
-    result: dict[str, Any] = json.loads(done.stdout)
-    if result["outcome"] != "verified" or result["size"] != leaves:
-        raise RuntimeError(f"the audit of {leaves} leaves did not verify them: {result}")
-    return result["seconds"], result["peak"]
+    seconds = time.perf_counter() - begun
+    report: dict[str, Any] = json.loads(done.stdout)
+    if report["outcome"] != "verified" or report["log"]["size"] != leaves:
+        raise RuntimeError(f"the audit of {leaves} leaves did not verify them: {report['findings'][:3]}")
+    own, largest = (1024 * int(size) for size in done.stderr.split())
+    return seconds, own + PROCESSES * largest
 
 
 def bare_hashing() -> float:
@@ -105,26 +113,3 @@ def _hash(_: int) -> float:
 
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-def _peaks(own: int) -> Iterator[int]:
-    """Yield the peak resident bytes of this process and of each worker that has ended."""
-    yield own
-    # ru_maxrss of children is that of the largest: two alike count twice
-    yield PROCESSES * 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-
-
-def main(folder: str, origin: str) -> None:
-    """Audit a log and print what it took; the process of `_audit`."""
-    wanted = Wanted(folder, policy_of(origin), AT, processes=PROCESSES)
-    begun = time.perf_counter()
-    report = audit_source(wanted)
-    seconds = time.perf_counter() - begun
-    own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    size = 0 if report.log is None else report.log.size
-    peak = sum(_peaks(own))
-    json.dump({"outcome": report.outcome, "size": size, "seconds": seconds, "peak": peak}, sys.stdout)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
