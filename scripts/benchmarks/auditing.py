@@ -59,7 +59,8 @@ def throughput(folder: Path, rounds: int, *, large: int = LARGE) -> Measured:
         rates,
         f"{large} leaves in {COMMITS} commits, {PROCESSES} processes beside the one that puts their results together,"
         f" from the start of `attest audit` on static files (page cache) to its end: every bundle and tile hashed and"
-        f" compared, every root, Ed25519 line, quote and chain link verified; synthetic commits that a key in memory signed in the place of a TPM;"
+        f" compared, every root, Ed25519 line, quote and chain link verified; synthetic commits that a key in memory"
+        f" signed in the place of a TPM;"
         f" peak memory of all processes together {shown}; {_median(ratios):.2f} of what bare hashing by {PROCESSES}"
         f" processes gave in the same rounds",
     )
