@@ -144,6 +144,18 @@ def test_a_violation_with_the_digest_of_an_allowed_file_is_still_one() -> None:
     assert only(appraised(listed(), of)).rule == "platform.ima.violations"
 
 
+def test_a_violation_of_an_unknown_template_is_one_of_a_file_without_name() -> None:
+    entries = b"".join([*map(ima_entry, RECORDS), ima_entry(b"x", violation=True, name=b"d-new")])
+    found = only(appraised(listed(), evidence(records=[*RECORDS, b""], entries=entries)))
+    assert (found.rule, found.path) == ("platform.ima.violations", None)
+    assert "a file without name" in found.message
+
+
+def test_a_template_without_a_digest_is_refused() -> None:
+    found = only(appraised(listed(), with_template(b"n-ng", counted(b"/usr/bin/program-0\0"))))
+    assert (found.rule, found.severity) == ("platform.ima.templates", Severity.FAIL)
+
+
 def with_template(name: bytes, data: bytes) -> PlatformEvidence:
     entries = b"".join([*map(ima_entry, RECORDS), ima_entry(data, name=name)])
     return evidence(records=[*RECORDS, data], entries=entries)

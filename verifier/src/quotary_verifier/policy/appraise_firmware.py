@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Final
 
-from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.logs.tcg import Event, ReplayedLog
 from quotary_verifier.logs.tcg_boot import read_boot
 from quotary_verifier.logs.tcg_loaders import LoaderEvent, read_loader_events
@@ -161,8 +161,6 @@ def _applications(
         ]
     except EvidenceError as error:
         yield Finding("platform.boot.order", f"the firmware's log is not of a boot as it should be: {error}")
-    except UnsupportedError as error:
-        yield Finding("platform.boot.order", str(error), Severity.COULD_NOT)
     values = tuple(sorted(item.hex() for item in allowed))
     for event in log.of(_LOADER_PCR):
         if event.digest not in allowed and not _is_remark(event):

@@ -117,11 +117,9 @@ class _Appraiser:
             return self._aggregate(record, fields)
         if path is not None and self._is_ignored(path):
             return None
-        if record.template not in self._templates:
+        if record.template not in self._templates or path is None or fields.digest is None:
             why = f"it has the template '{shown(record.template)}', which the policy does not allow"
             return self._finding(record, _TEMPLATES, why, path or b"")
-        if path is None or fields.digest is None:
-            return self._finding(record, _FILES, "it has no digest or no path", path or b"")
         return self._file(record, path, fields.digest, fields.signature)
 
     def _violation(self, record: ImaRecord) -> Finding | None:
