@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import auditing
 import figures
 import main as bench
 from figures import Bar, Measured, NotMeasured, as_json, by_turns, not_measured
@@ -93,10 +94,15 @@ def test_what_could_not_be_measured_neither_holds_nor_fails(only: Any, capsys: A
     assert (figure["value"], figure["holds"]) == (None, None)
 
 
-def test_what_a_later_version_measures_is_listed_with_its_bar(capsys: Any) -> None:
-    assert bench.main(["--quick", "--only", "audit_leaves_per_s"]) == 0
-    figure = json.loads(capsys.readouterr().out)["figures"]["audit_leaves_per_s"]
-    assert (figure["value"], figure["holds"], figure["bar"]) == (None, None, ">= 1000000")
+def test_an_audit_is_timed_from_the_start_of_its_command_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "COMMITS", 9)
+    monkeypatch.setattr(auditing, "_HASHED", 1000)
+    measured = auditing.throughput(tmp_path, 1, large=50_000)
+    assert 0 < measured.value < 50_000_000
+    assert "50000 leaves in 9 commits" in measured.how
+    assert "at 5000 leaves" in measured.how
 
 
 def test_a_bar_that_does_not_hold_is_no_failure(only: Any, capsys: Any) -> None:
