@@ -15,7 +15,7 @@ from typing import Any, Final
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.errors import TpmAuthError, TpmForeignKey, TpmUnsupported
 from quotary_attest.tpm.templates import signing_key
-from quotary_attest.tpm.tss import lib
+from quotary_attest.tpm.tss import key_files, lib
 from quotary_verifier.wire.tpm_public import parse_public
 
 PEM_BEGIN: Final = b"-----BEGIN TSS2 PRIVATE KEY-----"
@@ -36,7 +36,7 @@ def make_policy_key(connection: Connection, password: bytes | None = None) -> Tp
 
     Raises TpmError where the TPM refuses.
     """
-    made = _files().create(connection.commands, signing_key(), password=password)
+    made = key_files().create(connection.commands, signing_key(), password=password)
     return TpmKeyFile(made.to_pem(), _public(made))
 
 
@@ -83,17 +83,10 @@ def _parse(pem: bytes) -> Any:
     if not pem.lstrip().startswith(PEM_BEGIN):
         raise TpmUnsupported('the file is no "TSS2 PRIVATE KEY"')
     try:
-        return _files().from_pem(pem)
+        return key_files().from_pem(pem)
     except Exception as error:
         # What a decoder of ASN.1 and TPM structures raises on hostile bytes is of no one family.
         raise TpmUnsupported(f'the file is no "TSS2 PRIVATE KEY": {str(error)[:80]}') from None
-
-
-def _files() -> Any:
-    """The library's reader and writer of such files; nothing else of the agent needs it."""
-    from tpm2_pytss.tsskey import TSSPrivKey
-
-    return TSSPrivKey
 
 
 def _public(key: Any) -> bytes:

@@ -9,6 +9,7 @@ that names the packages, not a traceback.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from quotary_attest.tpm.errors import TpmUnsupported
 
@@ -24,4 +25,11 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: headers and librar
         hint="apt install libtss2-dev gcc python3-dev pkg-config, then pip install 'quotary-attest[tpm]'",
     ) from error
 
-__all__ = ["NoSuchIndex", "TSS2_Exception", "create_ek_template", "lib"]
+__all__ = ["NoSuchIndex", "TSS2_Exception", "create_ek_template", "key_files", "lib"]
+
+
+def key_files() -> Any:
+    """Return the library's reader and writer of files "TSS2 PRIVATE KEY"; only the signing of policies needs it."""
+    from tpm2_pytss.tsskey import TSSPrivKey
+
+    return TSSPrivKey
