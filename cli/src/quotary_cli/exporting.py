@@ -27,6 +27,7 @@ from quotary_verifier.tlog.tiles import (
     grown_bundles,
     grown_tiles,
 )
+from quotary_verifier.wire.bindings import ZERO
 from quotary_verifier.wire.history import COMMITS_PER_FILE, Commit, split
 
 _DIGEST = 32
@@ -37,11 +38,13 @@ Tell = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Named:
-    """What the history names: sizes of checkpoints, blobs, boot logs in order, leaves that may be public records."""
+    """What the history names: sizes of checkpoints, blobs, boot logs of each boot in order, leaves that may be public
+    records."""
 
     sizes: list[int] = field(default_factory=list)
     blobs: set[bytes] = field(default_factory=set)
-    logs: dict[str, dict[tuple[bytes, int], None]] = field(default_factory=dict)
+    boots: int = 0
+    logs: dict[tuple[int, str], dict[tuple[bytes, int], None]] = field(default_factory=dict)
     alone: list[int] = field(default_factory=list)
 
     def add(self, commit: Commit, size: int) -> None:
@@ -53,8 +56,12 @@ class Named:
             self.blobs.update(support.certificates)
             if support.workload_log is not None:
                 self.blobs.add(support.workload_log[0])
+        if any(support.chain_before == ZERO for support in commit.supports):
+            self.boots += (
+                1  # an auditor wants the longest log of each boot, even where another boot's begins with it
+            )
         for name, log in commit.boot_logs.items():
-            self.logs.setdefault(name, {})[log] = None
+            self.logs.setdefault((self.boots, name), {})[log] = None
 
 
 class Exporter:
@@ -122,8 +129,8 @@ class Exporter:
             kept += item
         return bytes(kept), size
 
-    def _longest(self, logs: dict[str, dict[tuple[bytes, int], None]]) -> set[bytes]:
-        """Return which boot logs are no beginning of another: those from which all can be made."""
+    def _longest(self, logs: dict[tuple[int, str], dict[tuple[bytes, int], None]]) -> set[bytes]:
+        """Return which logs of a boot are no beginning of another of it: those from which all can be made."""
         found: set[bytes] = set()
         for named in logs.values():
             waiting = list(named)
