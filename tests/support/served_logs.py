@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,8 +37,8 @@ class _Raw(_Quiet, socketserver.ThreadingTCPServer):
 
 
 @contextmanager
-def serving(answer: Callable[[str], Answer]) -> Iterator[Served]:
-    """Serve what `answer` says for a path: status, header fields, body."""
+def serving(answer: Callable[[str], Answer], tls: ssl.SSLContext | None = None) -> Iterator[Served]:
+    """Serve what `answer` says for a path: status, header fields, body; over TLS if there is a context for it."""
     served = Served("")
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,6 +63,9 @@ def serving(answer: Callable[[str], Answer]) -> Iterator[Served]:
 
     server = _Web(("127.0.0.1", 0), Handler)
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        served.url = f"https://localhost:{server.server_address[1]}"
     with _running(server):
         yield served
 

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
+import ssl
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from served_logs import Answer, answering, serving, serving_files
 
 from quotary_cli.logsource import SourceFailed, SourceMissing, SourceTooLarge, open_source
@@ -163,6 +169,40 @@ def test_a_server_that_never_ends_its_answer_is_given_up(monkeypatch: pytest.Mon
         pytest.raises(SourceFailed, match="no whole answer within 0 seconds"),
     ):
         source.read("checkpoint", MOST)
+
+
+def tls_server(folder: Path) -> ssl.SSLContext:
+    """A context of a server with a certificate of its own making, which is left in the folder."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    begin = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 7, begin, begin + dt.timedelta(days=2))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    (folder / "cert.pem").write_bytes(
+        made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    )
+    private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(key.private_bytes(*private))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+def test_a_server_is_read_over_tls_if_its_certificate_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(_: float) -> None:
+        raise AssertionError("asked a server again whose certificate is not trusted")
+
+    with serving(lambda _: (200, {}, b"note"), tls_server(tmp_path)) as served:
+        with (
+            url_source(f"{served.url}/log", never) as source,
+            pytest.raises(SourceFailed, match="its certificate is not trusted: self"),
+        ):
+            source.read("checkpoint", MOST)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        with open_source(f"{served.url}/log") as source:
+            assert source.read("checkpoint", MOST) == b"note"
 
 
 def test_a_server_that_is_not_there_is_named_at_once() -> None:

@@ -98,7 +98,7 @@ rect.bad { fill: url(#hatching); stroke: var(--bad); } rect.open { fill: url(#do
     --bad: #b3261e; --bad-soft: #f6d5d2; --warn: #945700; --warn-fill: #d98a00;
     --open: #666; --open-soft: #ddd; --model: #3367b1;
     --boot: #777; --boot-other: #999; --on: #fff; --in: #000; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
+  body { max-width: none; padding: 0 1px; font-size: 10pt; }
   .scroll { overflow: visible; } tr, .findings li, .tiles div, .timeline { break-inside: avoid; }
   h2 { break-after: avoid; } thead { display: table-header-group; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }

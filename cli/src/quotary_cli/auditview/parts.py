@@ -249,7 +249,8 @@ def _list(lines: Iterable[str]) -> str:
 
 def _times(times: tuple[int, int] | None) -> str:
     """Return a stretch of time that breaks between its two ends and nowhere else."""
-    return " to ".join(tag("span", text(part), class_="t") for part in lasting(times).split(" to "))
+    parts = lasting(times).replace(" to ", " to\n").split("\n")
+    return " ".join(tag("span", text(part), class_="t") for part in parts)
 
 
 def _status(status: str) -> str:
