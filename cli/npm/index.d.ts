@@ -25,6 +25,10 @@ export interface Report {
 export interface Options {
   /** The path of a policy. */
   policy: string;
+  /** Files with the public keys (PEM) of those who may sign policies; with any, the policy must be signed. */
+  policyKeys?: string[];
+  /** Where to keep the highest version seen of each signed policy; an older one is then refused. */
+  policyState?: string;
   /** Paths whose answers need no attestation; a final * stands for any rest. */
   unattested?: string[];
   /** The command that verifies, and its first words. Default: ["attest"]. */

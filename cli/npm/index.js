@@ -55,6 +55,8 @@ export async function verdict(response) {
 /** Returns a `fetch` that verifies answers against the policy in a file. */
 export function verifying({
   policy,
+  policyKeys = [],
+  policyState,
   unattested = [],
   command = ["attest"],
   door = DOOR,
@@ -62,7 +64,7 @@ export function verifying({
   fetch = globalThis.fetch,
 }) {
   if (typeof policy !== "string") throw new TypeError("policy must be the path of a policy");
-  const settings = { policy, unattested, command, door, limit, fetch };
+  const settings = { policy, policyKeys, policyState, unattested, command, door, limit, fetch };
   return (input, init) => verified(settings, input, init);
 }
 
@@ -223,8 +225,10 @@ async function judge(exchange) {
     const files = { attestation: join(folder, "attestation"), request: join(folder, "request") };
     await writeFile(files.attestation, attestation);
     await writeFile(files.request, exchange.request);
-    const { policy, command } = exchange.settings;
+    const { policy, policyKeys, policyState, command } = exchange.settings;
     const given = ["--policy", policy, "--attestation", files.attestation, "--request", files.request];
+    given.push(...policyKeys.flatMap((key) => ["--policy-key", key]));
+    if (policyState !== undefined) given.push("--policy-state", policyState);
     const words = [...command.slice(1), "verify", "-", ...given, "--nonce", exchange.nonce, "--json"];
     const { code, out, problem } = await run(command[0], words, Buffer.concat(exchange.pieces));
     return outcome(code, out, problem);

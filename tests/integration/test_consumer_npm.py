@@ -19,6 +19,8 @@ from consumers import Answer, attesting_host, middle
 from tampering import body, both, fields
 from tpms import Tpm
 
+from quotary_cli.main import run
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cli" / "npm"
 CACHE = ROOT / ".cache" / "npm"
@@ -82,6 +84,16 @@ def official_client() -> Path:
     return CACHE / CALLS.name
 
 
+def signed(policy: Path) -> dict[str, Any]:
+    """Sign a policy, and return the options that take it."""
+    key, data = policy.with_name("key.pem"), policy.with_name("signed.policy")
+    words = ["policy", "sign", str(policy), "--key", str(key), "--policy-version", "1", "--days", "2"]
+    assert run(["policy", "key", "--out", str(key)]) == 0
+    assert run([*words, "--out", str(data)]) == 0
+    seen = str(policy.with_name("seen.json"))
+    return {"policy": str(data), "policyKeys": [f"{key}.pub"], "policyState": seen}
+
+
 async def test_the_npm_client_gets_verified_answers_and_no_others(tpm: Tpm, tmp_path: Path) -> None:
     calls = await asyncio.to_thread(official_client)
     async with attesting_host(tpm, tmp_path) as host, AsyncExitStack() as stack:
@@ -97,7 +109,7 @@ async def test_the_npm_client_gets_verified_answers_and_no_others(tpm: Tpm, tmp_
         policy.write_text(host.policy)
         given = {
             "policy": str(policy), "command": [sys.executable, "-m", "quotary_cli"], "honest": host.middle.url,
-            "plain": await urls(PLAIN), "streamed": await urls(STREAMED),
+            "plain": await urls(PLAIN), "streamed": await urls(STREAMED), "signed": signed(policy),
         }  # fmt: skip
         node = await asyncio.create_subprocess_exec(
             *("node", str(calls), str(PACKAGE / "index.js"), json.dumps(given)),
@@ -128,6 +140,9 @@ async def test_the_npm_client_gets_verified_answers_and_no_others(tpm: Tpm, tmp_
     assert found["models, allowed"]["text"] == "m"
     assert (error("closed early"), error("too long")) == (UNCHECKED, UNCHECKED)
     assert "/nonexistent/policy.toml" in found["no such policy"]["message"]
+    assert found["a signed policy"]["text"] == "Hello"
+    assert (tmp_path / "seen.json").exists()
+    assert "no key was given" in found["a signed policy without a key"]["message"]
     assert found["no such command"] == {
         "name": "no such command", "error": UNCHECKED, "message": "/nonexistent/attest: ENOENT",
     }  # fmt: skip

@@ -5,7 +5,7 @@
 import OpenAI from "openai";
 
 const { verifying, verdict } = await import(process.argv[2]);
-const { policy, command, plain, streamed, honest } = JSON.parse(process.argv[3]);
+const { policy, command, plain, streamed, signed, honest } = JSON.parse(process.argv[3]);
 const messages = [{ role: "user", content: "hi" }];
 
 function client(url, options = {}) {
@@ -68,6 +68,8 @@ await report("closed early", async () => {
 });
 await report("too long", () => ask(honest, { limit: 100 }));
 await report("no such policy", () => ask(honest, { policy: "/nonexistent/policy.toml" }));
+await report("a signed policy", () => ask(honest, signed));
+await report("a signed policy without a key", () => ask(honest, { policy: signed.policy }));
 await report("no such command", () => ask(honest, { command: ["/nonexistent/attest"] }));
 await report("many at once", async () => {
   const found = await Promise.all(Array.from({ length: 2 }, () => stream(honest)));
