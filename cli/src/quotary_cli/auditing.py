@@ -84,11 +84,16 @@ def _run(audit: Audit, wanted: Wanted) -> None:
     """Do the steps of an audit, writing its state down now and then."""
     saved = audit.state.history.position.commits
     for step in _shown(audit.run(), wanted.progress):
-        last = step.leaves == step.published
-        due = step.commits >= saved + SAVED_EVERY or (last and step.commits > saved)
-        if wanted.state is not None and audit.resumable and due:
-            write_state(wanted.state, audit.state)
+        if step.commits >= saved + SAVED_EVERY:
+            _save(audit, wanted)
             saved = step.commits
+    if audit.state.history.position.commits > saved:
+        _save(audit, wanted)
+
+
+def _save(audit: Audit, wanted: Wanted) -> None:
+    if wanted.state is not None and audit.resumable:
+        write_state(wanted.state, audit.state)
 
 
 def _shown(steps: Iterator[Progress], progress: bool) -> Iterator[Progress]:

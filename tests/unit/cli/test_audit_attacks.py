@@ -16,7 +16,7 @@ from soft_log import CHAIN, SoftLog
 from quotary_cli.auditing import Wanted, audit_source
 from quotary_verifier.audit.findings import Code, Place, Severity
 from quotary_verifier.audit.report import AuditReport
-from quotary_verifier.tlog.note import TYPE_COSIGNATURE, VerifierKey
+from quotary_verifier.tlog.note import TYPE_COSIGNATURE, Note, VerifierKey, parse_note
 from quotary_verifier.wire.declaration import Declaration, Service
 from quotary_verifier.wire.history import Commit, split
 
@@ -138,7 +138,7 @@ def test_a_dropped_entry_makes_the_bundle_malformed_and_the_rest_is_judged_by_th
     report = audited_again(log)
     (found,) = (finding for finding in report.findings if finding.severity is Severity.FALSE)
     assert (found.code, found.where.path) == (Code.BUNDLE, "tile/entries/001")
-    assert "it is no bundle of 256 entries" in found.message
+    assert "it has 8670 bytes, not 256 times 34" in found.message
     assert report.complete
     # the boot record at leaf 309 cannot be found without its entry
     assert [(f.code, f.where.leaf) for f in report.findings if f is not found] == [(Code.START, 309)]
@@ -402,3 +402,15 @@ def test_sizes_beyond_everything_end_where_nothing_is_published(log: SoftLog) ->
     codes = {finding.code for finding in report.findings}
     assert {Code.RANGE, Code.TREE_UNCHECKED} <= codes
     assert report.exit_code == 1
+
+
+def test_a_commit_without_the_logs_own_line_is_false_whatever_its_quote_says(log: SoftLog) -> None:
+    log.finish()
+    items = commits(log)
+    commit = Commit.decode(items[7])
+    note = parse_note(commit.note)
+    items[7] = replace(commit, note=Note(note.text, note.lines[1:]).encode()).encode()
+    rewrite(log, items)
+    code, severity, said = only(audited_again(log))
+    assert (code, severity) == (Code.NOTE, Severity.FALSE)
+    assert "no Ed25519 line" in said

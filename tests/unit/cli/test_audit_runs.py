@@ -26,6 +26,7 @@ from quotary_verifier.audit.opening import open_log
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.audit.state import decode_state, encode_state
 from quotary_verifier.errors import MalformedError, PolicyError
+from quotary_verifier.wire.history import split
 
 AT = 1_790_000_100
 
@@ -138,6 +139,22 @@ def test_leaves_that_changed_under_an_earlier_audit_are_found_in_the_tile_that_g
     log.outputs(5)
     codes = {finding.code for finding in audited(log, state=state).findings}
     assert Code.BUNDLE in codes or Code.ROOT in codes
+
+
+def test_the_state_of_an_audit_that_ends_early_is_kept_and_it_goes_on_when_the_rest_is_there(
+    log: SoftLog, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    whole = (log.finish() / "history/000").read_bytes()
+    log.files.write("history/000", b"".join(list(split(whole))[:-3]))
+    first = audit_source(Wanted(str(log.files.folder), policy_of(log.origin), AT, state=state))
+    assert (first.outcome, first.complete) == ("could-not-check", False)
+    log.files.write("history/000", whole)
+    second = audit_source(Wanted(str(log.files.folder), policy_of(log.origin), AT, state=state))
+    assert (second.outcome, second.findings) == ("verified", ())
+    assert second.log is not None
+    assert first.log is not None
+    assert second.log.resumed == first.log.size
 
 
 def test_a_state_of_another_log_or_policy_or_a_damaged_one_is_refused(log: SoftLog, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class Audit:
         self._begun = position.size
         self._stream = CommitStream(workers, opened.checkpoint, position.commits, position.size)
         self._commits = iter(self._stream)
-        self._jobs = JobStream(self._commits, state.tiles, position.size)
+        self._jobs = JobStream(self._commits, state.tiles, position.size, opened.checkpoint.size)
         self._workers = workers
         self._entries: dict[int, bytes] = {}
         self._found: dict[int, bytes] = {}

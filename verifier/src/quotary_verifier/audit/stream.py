@@ -93,11 +93,11 @@ def _files(number: int, skip: int) -> Iterator[CommitsJob]:
 class JobStream:
     """The jobs that hash the leaves of a stream of commits; the commits wait in `queue` meanwhile."""
 
-    def __init__(self, commits: Iterable[CheckedCommit], tiles: int, size: int) -> None:
-        """Begin with tile number `tiles` of a log of which `size` leaves are known."""
+    def __init__(self, commits: Iterable[CheckedCommit], tiles: int, size: int, published: int) -> None:
+        """Begin with tile number `tiles` of a log of which `size` leaves are known, and `published` published."""
         self._commits = commits
+        self._published = published
         self._first, self._size = tiles, size
-        self._asked_size = size
         self.queue: deque[Queued] = deque()
         self._cuts: list[int] = [size] if size % TILE_WIDTH else []
         self._entries: list[int] = []
@@ -135,6 +135,6 @@ class JobStream:
         entries = tuple(leaf for leaf in self._entries if leaf < end)
         self._cuts = [cut for cut in self._cuts if cut > end]
         self._entries = [leaf for leaf in self._entries if leaf >= end]
-        job = SubtreeJob(self._first, end, cuts, entries)
+        job = SubtreeJob(self._first, end, cuts, entries, self._published)
         self._first = end // TILE_WIDTH
         return job

@@ -39,7 +39,8 @@ _LENGTHS: Final = bytes((HASH_SIZE,)) * TILE_WIDTH
 class SubtreeJob:
     """Hash the tiles from number `first` on, up to leaf `end`.
 
-    `end` is a multiple of 256 but where the tree ends. `cuts` are the sizes, ascending, at which a checkpoint's tree
+    `end` is a multiple of 256 but where the commits end, and `size` the published tree's: a tile is read in the widest
+    form that it has. `cuts` are the sizes, ascending, at which a checkpoint's tree
     ends in these tiles; `entries` the leaves whose entries are wanted.
     """
 
@@ -47,6 +48,7 @@ class SubtreeJob:
     end: int
     cuts: tuple[int, ...] = ()
     entries: tuple[int, ...] = ()
+    size: int = 0
 
 
 @frozen
@@ -174,9 +176,9 @@ class _Hashing:
         )
 
     def _tile(self, number: int, width: int, asked: list[int]) -> Finding | None:
-        bundle_at, tile_at = Tile(ENTRIES, number, width).path, Tile(0, number, width).path
-        bundle, bundle_wrong = self._part(bundle_at, Code.BUNDLE, number, ENTRY_BYTES * width)
-        tile, tile_wrong = self._part(tile_at, Code.TILE, number, HASH_SIZE * width)
+        bundle_at, tile_at = self._paths(number, width)
+        bundle, bundle_wrong = self._part(bundle_at, Code.BUNDLE, number, ENTRY_BYTES, width)
+        tile, tile_wrong = self._part(tile_at, Code.TILE, number, HASH_SIZE, width)
         hashes = b""
         if bundle is not None:
             try:
@@ -185,9 +187,6 @@ class _Hashing:
                 self._take_entries(leaves, number, asked)
             except MalformedError as error:
                 bundle_wrong = _false(Code.BUNDLE, bundle_at, number, f"{bundle_at}: {error}")
-        if tile is not None and len(tile) != HASH_SIZE * width:
-            tile_wrong = _false(Code.TILE, tile_at, number, f"{tile_at}: it has {len(tile)} bytes")
-            tile = None
         if hashes and hashes == tile:
             self._keep(hashes, number, width)
             return None
@@ -196,10 +195,25 @@ class _Hashing:
         self._doubt(number, width, hashes, tile, bundle_wrong, tile_wrong)
         return None
 
-    def _part(self, path: str, code: Code, number: int, size: int) -> tuple[bytes | None, Finding | None]:
-        """Read a bundle or tile; say what is wrong where it cannot be had."""
+    def _paths(self, number: int, width: int) -> tuple[str, str]:
+        """Return where a tile's bundle and hashes stand in the published tree."""
+        width = self._width(number, width)
+        return Tile(ENTRIES, number, width).path, Tile(0, number, width).path
+
+    def _width(self, number: int, width: int) -> int:
+        return min(TILE_WIDTH, max(self._job.size - number * TILE_WIDTH, width))
+
+    def _part(
+        self, path: str, code: Code, number: int, item: int, width: int
+    ) -> tuple[bytes | None, Finding | None]:
+        """Read `width` items of a bundle or tile; say what is wrong where they cannot be had."""
         try:
-            return self._read(path, size), None
+            data = self._read(path, item * self._width(number, width))
+            if len(data) != item * self._width(number, width):
+                raise MalformedError(
+                    f"it has {len(data)} bytes, not {self._width(number, width)} times {item}"
+                )
+            return data[: item * width], None
         except Absent as error:
             where = Place(path=path, leaf=number * TILE_WIDTH)
             return None, Finding(code, Severity.COULD_NOT, where, str(error))
@@ -224,7 +238,7 @@ class _Hashing:
         tile_wrong: Finding | None,
     ) -> None:
         """Keep what either form gives: the next checkpoint's root tells which one is right."""
-        bundle_at, tile_at = Tile(ENTRIES, number, width).path, Tile(0, number, width).path
+        bundle_at, tile_at = self._paths(number, width)
         cuts = self._cuts.get(number, [])
         if hashes and tile is not None:
             at = next(

@@ -35,6 +35,6 @@ def _of_this_audit(state: AuditState, at: int, *, searched: bool, begun: int) ->
     if not searched:
         yield "statements elsewhere than right after a start: this source cannot list what it has"
     if begun:
-        yield f"whether leaves below {begun} are still served: an earlier audit read them"
+        yield f"whether leaves below {begun} are still served, or have given records: an earlier audit read them"
     if begun and state.at != at:
         yield f"what this time says of boots that had ended in an earlier audit: it judged them as of {state.at}"
