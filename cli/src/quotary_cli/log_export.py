@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,7 +139,7 @@ def _unfinished(archive: Path, source: LogSource, now: Checkpoint) -> ArchiveSou
     place = unfinished(archive)
     if not place.exists():
         return None
-    with suppress(Failure):
+    try:
         part = ArchiveSource.open(place, cut_off=True)
         try:
             _, begun = checkpoint_of(part, str(place))
@@ -147,10 +147,13 @@ def _unfinished(archive: Path, source: LogSource, now: Checkpoint) -> ArchiveSou
         except BaseException:
             part.close()
             raise
-        note(f"note: going on with the export that was interrupted, of {begun.size} leaves")
-        return part
-    note(f"note: {place} is no beginning of an export of this log, and is written anew")
-    return None
+    except Failure as error:
+        if error.code == ExitCode.FAILURE:
+            raise  # the log could not be read, and says nothing of what was written
+        note(f"note: {place} is no beginning of an export of this log, and is written anew")
+        return None
+    note(f"note: going on with the export that was interrupted, of {begun.size} leaves")
+    return part
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from log_batches import ORIGIN, append, batch_for, commit_for
-from served_logs import serving_files
+from served_logs import Answer, serving, serving_files
 
 from quotary_attest.log.export import export as publish
 from quotary_attest.log.store import Store
+from quotary_cli.logsource import SourceFailed
 from quotary_cli.main import run
 from quotary_cli.sources.archive import ArchiveSource
-from quotary_cli.sources.writer import unfinished
+from quotary_cli.sources.writer import ArchiveWriter, unfinished
 from quotary_verifier.wire.history import Commit
 
 IMA = [b"first record", b"first record, second", b"first record, second and third"]
@@ -113,6 +114,38 @@ def test_an_interrupted_export_of_another_log_is_not_gone_on_with(
     assert not exported(capsys, folder, tmp_path / "a.tar")["resumed"]
     exported(capsys, folder, tmp_path / "b.tar")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_what_was_written_stays_where_the_log_cannot_be_read_for_the_moment(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quotary_cli.sources.http._PAUSES", ())
+    folder = published(store, tmp_path / "static")
+    exported(capsys, folder, tmp_path / "whole.tar")
+    begun = (tmp_path / "whole.tar").read_bytes()[:60000]
+    unfinished(tmp_path / "a.tar").write_bytes(begun)
+    files = files_of(folder)
+
+    def answer(path: str) -> Answer:
+        name = path.removeprefix("/log/")
+        return (200, {}, files[name]) if name == "checkpoint" else (500, {}, b"")
+
+    with serving(answer) as served:
+        assert "answers 500" in exported(capsys, f"{served.url}/log", tmp_path / "a.tar", code=4)["error"]
+    assert unfinished(tmp_path / "a.tar").read_bytes() == begun
+
+
+def test_an_archive_to_which_somebody_else_wrote_is_not_put_in_place(tmp_path: Path) -> None:
+    writer = ArchiveWriter.begin(tmp_path / "a.tar")
+    writer.add("checkpoint", b"note")
+    other = ArchiveWriter.begin(tmp_path / "a.tar")
+    other.add("checkpoint", b"another")
+    other.add("history/000", b"another")
+    other.finish()
+    unfinished(tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes())
+    with pytest.raises(SourceFailed):
+        writer.finish()
+    writer.close()
 
 
 def test_an_earlier_archive_saves_reading_and_changes_nothing(

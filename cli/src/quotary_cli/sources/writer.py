@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quotary_cli.sources.archive import END, header, padding, places
+from quotary_cli.sources.base import SourceFailed
 from quotary_cli.sources.paths import LogPath, Part, parse_path
 
 Order = tuple[Part, tuple[int | str, ...]]
@@ -64,11 +65,16 @@ class ArchiveWriter:
         self._count(parsed, len(data))
 
     def finish(self) -> None:
-        """End the archive and put it in place. Raises OSError."""
+        """End the archive, look whether it is one, and put it in place. Raises OSError, SourceFailed."""
         self._file.write(END)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        with unfinished(self._target).open("rb") as written:
+            # another export to the same place would have spoilt it
+            files = sum(1 for _ in places(written, str(self._target)))
+        if files != self.files:
+            raise SourceFailed(f"{self._target}: something else wrote to it meanwhile")
         unfinished(self._target).replace(self._target)
 
     def close(self) -> None:
