@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from appraising import accepted, appraised, digest, evidence, only, without_logs
 from boot_defects import BOOT, number_of
-from tcg_logs import TcgWriter, good_boot, guid_bytes, signature_list, variable
+from tcg_logs import TcgWriter, Written, good_boot, guid_bytes, signature_list, variable
 
 from quotary_verifier.logs import tcg_types as t
 from quotary_verifier.logs.tcg import ReplayedLog, parse_tcg_log
@@ -53,6 +53,13 @@ def test_secure_boot_that_is_off_is_rejected_unless_the_policy_does_not_ask_for_
     assert (finding.rule, finding.severity, finding.pcr) == ("platform.secure_boot.state", Severity.FAIL, 7)
     assert "Secure Boot is off" in finding.message
     assert not appraised(secure_boot(enabled="false"), off).findings
+
+
+def test_firmware_in_its_debug_mode_is_rejected_where_secure_boot_must_be_on() -> None:
+    boot = good_boot()
+    boot.events.insert(2, Written(7, t.EV_EFI_ACTION, b"UEFI Debug Mode"))
+    assert only(appraised(secure_boot(), evidence(boot))).found == "UEFI Debug Mode"
+    assert not appraised(secure_boot(enabled="false"), evidence(boot)).findings
 
 
 @pytest.mark.parametrize("name", ["PK", "KEK", "db"])

@@ -35,6 +35,8 @@ from quotary_verifier.wire.bindings import ZERO
 _SECURE_BOOT_PCR: Final = 7
 _LOADER_PCR: Final = 4
 _UKI_PCR: Final = 11
+_DEBUG: Final = "UEFI Debug Mode"
+"""What firmware with its debugger on measures into PCR 7 (PFP 1.06 section 3.3.4.8)."""
 _MAX_ACTION: Final = 256
 _SECTION: Final = re.compile(r"\.[a-z0-9]{1,8}")
 """The name of a section of a unified kernel image: it only says that the section follows."""
@@ -91,6 +93,9 @@ def _secure_boot(
         yield Finding(
             f"{rule}.state", "PCR 7 says that Secure Boot is off", pcr=_SECURE_BOOT_PCR, found="off"
         )
+    if rules.enabled and _DEBUG in state.actions:
+        why = f"PCR 7 says '{_DEBUG}': in that mode Secure Boot holds nothing back"
+        yield Finding(f"{rule}.state", why, pcr=_SECURE_BOOT_PCR, found=_DEBUG)
     yield from _databases(rules, state)
     yield from _authorities(rules, state)
 
