@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from quotary_attest.bootlogs import BOOT_LOG_STATES
 from quotary_attest.log.errors import StorageFailed
 from quotary_attest.metrics import NO_METRICS, Carried, Committed, Tally, Unattested, count_sums
 from quotary_attest.prometheus import REFUSALS, STATES, PrometheusMetrics
@@ -112,6 +113,9 @@ def test_gauges_show_the_agent_as_it_is_when_somebody_asks(
     assert (found["quotary_tpm_resets"], found["quotary_tpm_restarts"]) == (5, 6)
     assert found["quotary_disk_free_bytes"] > 0
     assert [found[f"quotary_state {word}"] for word in STATES] == [0, 1, 0, 0, 0]
+    words = [" ".join(sorted(("ima", word))) for word in BOOT_LOG_STATES]
+    assert [found[f"quotary_boot_log {word}"] for word in words] == [0, 0, 0, 1]
+    assert found["quotary_boot_log named tcg"] == 1
     assert "process_resident_memory_bytes" in found
 
 

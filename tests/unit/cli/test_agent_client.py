@@ -138,6 +138,22 @@ def test_status_shows_when_the_certificate_ends_as_a_date(
     assert capsys.readouterr().out.splitlines()[1].split() == ["certificate", "expiry", shown]
 
 
+def test_status_says_in_words_what_became_of_the_logs_of_the_boot(capsys: pytest.CaptureFixture[str]) -> None:
+    logs = {
+        "tcg": {"state": "named", "bytes": 30000, "reason": ""},
+        "ima": {"state": "left out", "bytes": 0, "reason": "it cannot be read: permission denied"},
+        "other": {"state": "off"},
+        "odd": 1,
+    }
+    with answering(json.dumps({"origin": "o", "boot_logs": logs}).encode()) as agent:
+        assert run(["agent", "status", "--socket", str(agent)]) == 0
+    said = " ".join(capsys.readouterr().out.splitlines()[1].split())
+    assert said == (
+        "boot logs tcg: named (30000 bytes), ima: left out (it cannot be read: permission denied), "
+        "other: off, odd: 1"
+    )
+
+
 @pytest.mark.parametrize(("status", "hinted"), [(b"503 Unavailable", True), (b"404 Not Found", False)])
 def test_an_agent_that_cannot_attest_is_asked_for_its_reason(
     status: bytes, hinted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
