@@ -191,6 +191,7 @@ def test_a_path_with_a_fault_is_refused() -> None:
             verified(NitroForge(path=path).document())
     for leaf in (
         {"ca": True},
+        {"ca": True, "usage": ["digital_signature"]},
         {"usage": ["key_encipherment"]},
         {"usage": ["digital_signature", "key_cert_sign"]},
     ):
