@@ -18,6 +18,7 @@ from fuzz_base import Target, corpus_files, tried
 
 from quotary_verifier.evidence.tee.amd_certs import Generation, read_amd_certificate
 from quotary_verifier.evidence.tee.cca import verify_cca
+from quotary_verifier.evidence.tee.lines import Bound, TeeRoots, snp_support, tdx_support, verify_tee_line
 from quotary_verifier.evidence.tee.snp import SnpEndorsements, verify_snp
 from quotary_verifier.evidence.tee.snp_report import REPORT_BYTES, parse_snp_report, parse_tcb
 from quotary_verifier.evidence.tee.snp_rules import SnpRules, appraise_snp
@@ -25,6 +26,8 @@ from quotary_verifier.evidence.tee.tdx import verify_tdx
 from quotary_verifier.evidence.tee.tdx_collateral import TdxCollateral
 from quotary_verifier.evidence.tee.tdx_quote import parse_tdx_quote
 from quotary_verifier.evidence.tee.tdx_rules import TdxRules, appraise_tdx
+from quotary_verifier.wire import cbor
+from quotary_verifier.wire.tee_support import TeeSupport
 
 ANY = SnpRules(frozenset(Generation))
 
@@ -158,6 +161,32 @@ def cca_seeds() -> Iterator[bytes]:
     yield cbor2.dumps(cca_tokens.realm_claims())
 
 
+def lines(data: bytes) -> None:
+    """A line's evidence and its support, in one array; the report is signed by a key that is trusted."""
+    pair = tried(cbor.decode, data, max_bytes=1 << 16)
+    if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not bytes:
+        return
+    support = tried(TeeSupport.read, pair[1])
+    if support is None:
+        return
+    assert TeeSupport.read(support.fields()) == support
+    forge, _ = amd()
+    roots = TeeRoots(amd=forge.roots(), intel=intel_sgx.forged_root())
+    bound = Bound(amd_pki.BOUND[:32], amd_pki.BOUND[32:])
+    tried(verify_tee_line, pair[0], support, bound, amd_pki.NOW, roots)
+
+
+def line_seeds() -> Iterator[bytes]:
+    """Lines of two kinds with their supports."""
+    forge, endorsements = amd()
+    for evidence, support in (
+        (forge.report(), snp_support(endorsements)),
+        (quote(), tdx_support(intel_sgx.collateral())),
+        (quote(), tdx_support(None)),
+    ):
+        yield cbor.encode([evidence, support.fields()])
+
+
 TARGETS = {
     "snp": Target(snp, snp_seeds, most=REPORT_BYTES),
     "amd-certificate": Target(amd_certificate, amd_certificate_seeds),
@@ -165,6 +194,7 @@ TARGETS = {
     "tdx-documents": Target(tdx_documents, tdx_document_seeds, most=8192),
     "tdx-platform": Target(tdx_platform, tdx_platform_seeds, most=1024),
     "cca": Target(cca, cca_seeds),
+    "tee-line": Target(lines, line_seeds, most=24_576),
 }
-CBOR_TARGETS = ("cca",)
+CBOR_TARGETS = ("cca", "tee-line")
 """Targets whose inputs are changed inside their encoding."""

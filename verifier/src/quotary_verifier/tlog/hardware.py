@@ -29,6 +29,15 @@ IDENTIFIER_TPM2_QUOTE: Final = "quotary/tpm2-quote/v1"
 IDENTIFIER_SEV_SNP: Final = "quotary/sev-snp/v1"
 """An AMD SEV-SNP attestation report."""
 
+IDENTIFIER_TDX: Final = "quotary/tdx/v1"
+"""An Intel TDX quote."""
+
+IDENTIFIER_NITRO: Final = "quotary/nitro/v1"
+"""An attestation document of an AWS Nitro Enclave or NitroTPM."""
+
+IDENTIFIER_NVIDIA: Final = "quotary/nvidia/v1"
+"""SPDM reports of NVIDIA devices: for each, u16 length and report."""
+
 _FIRST_SIZE: Final = 8
 
 

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The support of a TEE line: what vouches for its evidence, archived with it (docs/spec/tee.md, "Hardware lines")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.wire import cbor
+from quotary_verifier.wire.frozen import frozen
+
+MAX_NAMES = 32
+"""Names of a support: at most one for each device of a host."""
+
+MAX_PARTS = 8
+"""Byte strings under one name: at most the certificates of a path."""
+
+MAX_PART = 1 << 20
+"""Bytes of one certificate, CRL or document."""
+
+_MAX_NAME = 32
+_IDENTIFIER = 1
+_ENDORSEMENTS = 6
+
+
+@frozen
+class TeeSupport:
+    """Identifier of the line, and endorsements: name → byte strings. Which names there are is the kind's to say."""
+
+    identifier: str
+    endorsements: Mapping[str, tuple[bytes, ...]]
+
+    def fields(self) -> dict[int, Any]:
+        """Return the map as it stands beside a note."""
+        listed = {name: list(parts) for name, parts in self.endorsements.items()}
+        return {_IDENTIFIER: self.identifier, _ENDORSEMENTS: listed}
+
+    @classmethod
+    def read(cls, value: Any) -> TeeSupport:
+        """Read one support.
+
+        Raises:
+            MalformedError: it is not one.
+        """
+        fields = cbor.Fields(value, "TEE support")
+        identifier = fields.text(_IDENTIFIER, 255)
+        endorsements = fields.mapping(_ENDORSEMENTS, MAX_NAMES)
+        fields.finish()
+        cbor.texts(endorsements, "endorsements")
+        return cls(identifier, {name: _parts(name, parts) for name, parts in endorsements.items()})
+
+
+def _parts(name: str, parts: Any) -> tuple[bytes, ...]:
+    if not 0 < len(name) <= _MAX_NAME or type(parts) is not list or not 0 < len(parts) <= MAX_PARTS:
+        raise MalformedError(f"TEE support: an endorsement is a name and 1 to {MAX_PARTS} byte strings")
+    for part in parts:
+        if type(part) is not bytes or not 0 < len(part) <= MAX_PART:
+            raise MalformedError(f"TEE support: an endorsement has 1 to {MAX_PART} bytes")
+    return tuple(parts)
