@@ -27,7 +27,8 @@ def inspect(file: Path, as_json: bool, as_cel: bool) -> None:
 
     Knows attestations, records, signed notes, TPM quotes, fresh quotes, workload logs, event logs of firmware (TCG,
     CCEL), IMA logs, history files, certificates, enrolment files, policies (also signed ones), response bodies that
-    carry an attestation, and the evidence of confidential hardware: SEV-SNP, TDX, Nitro, Azure, NVIDIA, Arm CCA.
+    carry an attestation, archives of logs, and the evidence of confidential hardware: SEV-SNP, TDX, Nitro,
+    Azure, NVIDIA, Arm CCA.
     """
     if as_json and as_cel:
         raise click.UsageError("--json and --cel-json are two forms of output: give one")
@@ -36,6 +37,9 @@ def inspect(file: Path, as_json: bool, as_cel: bool) -> None:
 
     with file.open("rb") as opened:
         data = opened.read(MAX_FILE + 1)
+    if data[257:262] == b"ustar":
+        _archive(file, as_json)
+        return
     if len(data) > MAX_FILE:
         raise Failure(f"{file}: larger than {MAX_FILE >> 20} MiB", code=ExitCode.REJECTED)
     try:
@@ -57,6 +61,17 @@ def inspect(file: Path, as_json: bool, as_cel: bool) -> None:
     _show(content, 1)
     for line in lines:
         click.echo(f"  {line}")
+
+
+def _archive(file: Path, as_json: bool) -> None:
+    from quotary_cli.log_show import archive_contents
+
+    content = archive_contents(file)
+    if as_json:
+        print_json({"schema": SCHEMA, "kind": "archive", "status": UNVERIFIED, "content": content})
+        return
+    click.echo(f"{style('archive', 'white')}  {clean(str(file))}  ({UNVERIFIED})")
+    _show(content, 1)
 
 
 def _show(value: Any, depth: int) -> None:

@@ -54,22 +54,26 @@ def show(source: str, path: str | None, out: Path | None, as_json: bool) -> None
         write_file(out, data)
 
 
+def archive_contents(file: Path) -> dict[str, Any]:
+    """Return what an archive holds. Raises SourceFailed where it is none."""
+    with ArchiveSource.open(file) as archive:
+        return _held(archive)
+
+
 def _summary(source: OpenSource, as_json: bool) -> None:
-    _, checkpoint = checkpoint_of(source, source.name)
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "log": source.name,
-        "origin": checkpoint.origin,
-        "size": checkpoint.size,
-        "root": checkpoint.root.hex(),
-    }
-    if isinstance(source, ArchiveSource):
-        result |= _contents(source)
+    held = _held(source)
     if as_json:
-        print_json(result)
+        print_json({"schema": SCHEMA, "log": source.name, **held})
         return
-    policies = result.pop("policy", [])
-    show_table({key: str(value) for key, value in result.items()} | {"policy": policies}, as_json=False)
+    policies = held.pop("policy", [])
+    shown = {"log": source.name, **{key: str(value) for key, value in held.items()}}
+    show_table({**shown, "policy": policies}, as_json=False)
+
+
+def _held(source: OpenSource) -> dict[str, Any]:
+    _, checkpoint = checkpoint_of(source, source.name)
+    head = {"origin": checkpoint.origin, "size": checkpoint.size, "root": checkpoint.root.hex()}
+    return head | (_contents(source) if isinstance(source, ArchiveSource) else {})
 
 
 def _contents(archive: ArchiveSource) -> dict[str, Any]:

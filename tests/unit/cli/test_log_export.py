@@ -236,6 +236,10 @@ def test_what_stands_beside_the_log_goes_along_by_name(
     assert capsys.readouterr().out == "schema"
     assert run(["log", "show", str(tmp_path / "a.tar")]) == 0
     assert "debian.sha256sum, policy.toml" in capsys.readouterr().out
+    assert run(["inspect", str(tmp_path / "a.tar"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["kind"], shown["status"]) == ("archive", "parsed, not verified")
+    assert shown["content"]["policy"] == ["debian.sha256sum", "policy.toml"]
     error = exported(capsys, folder, tmp_path / "a.tar", "-p", tmp_path / "a name", code=2)
     assert "no file of this name stands in an archive" in error["error"]
 
