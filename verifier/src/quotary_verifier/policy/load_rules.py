@@ -275,7 +275,7 @@ def _key(text: str) -> PublicKey:
             key = x509.load_pem_x509_certificate(data).public_key()
         else:
             key = serialization.load_pem_public_key(data)  # type: ignore[assignment]
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise MalformedError("it is neither a public key nor a certificate in PEM") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= _MIN_RSA:
         return key

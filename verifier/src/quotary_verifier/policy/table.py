@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 from quotary_verifier.errors import MalformedError, PolicyError, QuotaryError
@@ -63,7 +63,12 @@ class Table:
         moment = self.take(key, datetime)
         if moment.tzinfo is None:
             self.fail(key, "must say its offset from UTC, as 2027-01-31T00:00:00Z does")
-        return math.floor(moment.timestamp())
+        try:
+            seconds = math.floor(moment.timestamp())
+            datetime.fromtimestamp(seconds, UTC)
+        except (ValueError, OverflowError):  # its offset leads out of the calendar
+            self.fail(key, "is no time that can be told in UTC")
+        return seconds
 
     def names(self) -> list[str]:
         """Return the keys that nobody took yet."""
