@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from vm_boot_disk import Boot, Keys
+from vm_boot_disk import COMMAND_LINE, Boot, Keys
 from vm_guest import Guest, Machine
 from vm_image import REPOSITORY, make_image, why_not
 
@@ -29,8 +29,10 @@ def keep(guest: Guest, name: str) -> None:
     logs = guest.logs_of(answer.attestation)
     for log in logs:
         assert guest.log(log).startswith(logs[log]), f"the kernel's log {log} is not what the agent serves"
-    assert guest.ready is not None
-    about = {"at": int(time.time()), "origin": guest.ready["origin"], "nonce": NONCE.hex()}
+    line = (
+        "" if name == "secure-boot" else "initrd=\\guest\\initrd "
+    ) + COMMAND_LINE  # as systemd-boot gives it
+    about = {"at": int(time.time()), "origin": guest.origin, "nonce": NONCE.hex(), "command_line": line}
     folder = VECTORS / name
     folder.mkdir(parents=True)
     for log, data in logs.items():
