@@ -232,6 +232,14 @@ def test_an_address_that_says_more_than_where_is_refused(url: str) -> None:
     assert refused.value.code == ExitCode.USAGE
 
 
+def test_a_name_that_no_host_can_have_is_no_crash() -> None:
+    with (
+        open_source(f"http://{64 * 'a'}.example/log") as source,
+        pytest.raises(SourceFailed, match="does not"),
+    ):
+        source.read("checkpoint", MOST)
+
+
 def test_links_pipes_and_folders_in_a_log_are_not_read(tmp_path: Path) -> None:
     folder = folder_of({"tile/0/000": TILE}, tmp_path / "log")
     (tmp_path / "secret").write_bytes(b"secret")

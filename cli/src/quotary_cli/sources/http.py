@@ -142,7 +142,7 @@ class HttpSource(Source):
             reused = self._connected()
             try:
                 status, data = self._exchange(target, path, most)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
                 self._drop()
                 if wait is None or not (reused or self._answered) or isinstance(error, ssl.SSLError):
                     self._give_up(error)
@@ -228,7 +228,14 @@ def url_source(url: str, pause: Callable[[float], None] = time.sleep) -> HttpSou
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    if not host or parts.username is not None or parts.query or parts.fragment or not url.isprintable():
+    if (
+        not host
+        or not host.isascii()
+        or parts.username is not None
+        or parts.query
+        or parts.fragment
+        or not url.isprintable()
+    ):
         raise SourceFailed(
             f"{url}: not the address of a log",
             code=ExitCode.USAGE,
