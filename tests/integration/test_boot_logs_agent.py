@@ -14,12 +14,13 @@ import pytest
 from agents import AT, audit, commits_of, make_state, policy_of, release, running, settled, start
 from ima_logs import file_data, ima_entry
 from measured_host import BOOT, MeasuredHost
+from tcg_logs import good_boot
 from tpms import CC_QUOTE, Tpm, extend_command
 
 import dtpm
 from quotary_attest.agent import Agent, Unavailable
 from quotary_attest.log import growing
-from quotary_attest.log.errors import NotFound, StorageFull
+from quotary_attest.log.errors import DamagedError, NotFound, StorageFull
 from quotary_attest.log.export import export
 from quotary_attest.log.store import Store
 from quotary_verifier.recipe.steps import Step
@@ -158,7 +159,8 @@ async def test_a_reboot_under_a_running_agent_is_followed_by_the_logs(
 ) -> None:
     async with running(host.tpm, state, boot_logs=host.settings) as agent:
         await agent.attest(b"output")
-        await asyncio.to_thread(host.reboot, None, 1)
+        other = good_boot(banks=(0x0B,)).add(1, 0x0D, b"another setting")
+        await asyncio.to_thread(host.reboot, other, 1)
         with pytest.raises(Exception, match="reset"):
             await agent.attest(b"lost")
         async with asyncio.timeout(10):
@@ -166,6 +168,8 @@ async def test_a_reboot_under_a_running_agent_is_followed_by_the_logs(
                 await asyncio.sleep(0.002)  # it starts anew by itself
         delivered = await agent.attest(b"output")
         assert step(judged(agent, delivered.encoded, b"output"))[0] is CheckState.PASSED
+        named = Attestation.decode(delivered.encoded).boot_logs
+        assert named == {"tcg": sha256(host.tcg), "ima": sha256(host.ima)}
     all_replay(state)
 
 
@@ -332,6 +336,16 @@ async def test_what_was_appended_and_never_named_is_served_to_nobody(host: Measu
     assert len(list((state / "log" / "boot").iterdir())) == 1
 
 
+async def test_a_stored_log_that_was_altered_is_not_served(host: MeasuredHost, state: Path) -> None:
+    async with running(host.tpm, state, boot_logs=host.settings) as agent:
+        await agent.attest(b"output")
+        await settled(agent.store)
+        (stored,) = (state / "log" / "boot").iterdir()
+        stored.write_bytes(stored.read_bytes().replace(b"program", b"another"))
+        with pytest.raises(DamagedError):
+            agent.store.serve(f"blob/{sha256(host.ima).hex()}")
+
+
 CHILD = Path(__file__).parent.parent / "support" / "engine_child.py"
 
 
@@ -359,6 +373,7 @@ async def test_whatever_a_killed_agent_named_is_there_after_the_next_start(
     host: MeasuredHost, state: Path, point: str, reboots: bool
 ) -> None:
     acknowledged = await killed(host, state, point, -1)
+    host.run_files(1)  # so that nobody names again what the dead agent named
     acknowledged += await killed(host, state, point, 0 if point != "boot-log-on-disk" else -1)
     if reboots:
         host.reboot(files=1)
