@@ -224,6 +224,7 @@ def test_a_server_that_is_not_there_is_named_at_once() -> None:
         "http://h/#x",
         "http://h:99999/",
         "http://h/\r\nX: y",
+        "http://\u00fc.example/",
     ],
 )
 def test_an_address_that_says_more_than_where_is_refused(url: str) -> None:
