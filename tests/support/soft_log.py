@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,9 +168,17 @@ class SoftLog:
         self.workload = (self.put(data), len(data))
 
     def start(
-        self, *, lost: Sequence[bytes] = (), commit: bool = True, models: Sequence[str] = ("llama",)
+        self,
+        *,
+        lost: Sequence[bytes] = (),
+        models: Sequence[str] = ("llama",),
+        commit: bool = True,
+        change: Callable[[Boot], Boot] = lambda record: record,
     ) -> bytes:
-        """Start the agent; `lost` are entries that stand before its boot record as history. Returns the record."""
+        """Start the agent, and return its boot record; `change` makes it say something else.
+
+        `lost` are entries that stand before it as history. Without `commit` the start dies before its extend.
+        """
         self.counter += 1
         self.epoch(models)
         salt = os.urandom(16)
@@ -178,10 +186,10 @@ class SoftLog:
         body = soft_tpm.nv_body(parse_nv_public(_COUNTER).name, self.counter.to_bytes(8))
         evidence = self.key.evidence(self._attest(body, extra, kind=0x8014))
         tpm = BootTpm(self.clock.reset_count, self.clock.restart_count, self.pcrs[CHAIN], evidence)
-        record = Boot(salt, TIME + self.clock.clock, self.digest, tpm).encode()
+        record = change(Boot(salt, TIME + self.clock.clock, self.digest, tpm)).encode()
         self.put(record)
+        self.files.append([*lost, entry_of(record)])
         if commit:
-            self.files.append([*lost, entry_of(record)])
             self.commit(first=self.size - 1)
         return record
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts in a history: what a boot record must say, and which lost commits explain a chain that does not go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from agents import policy_of
+from soft_log import CHAIN, SoftLog
+
+from quotary_cli.auditing import Wanted, audit_source
+from quotary_verifier.audit.findings import Code, Severity
+from quotary_verifier.audit.report import AuditReport
+from quotary_verifier.wire.records import Boot, BootTpm
+
+AT = 1_790_000_100
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> SoftLog:
+    log = SoftLog(tmp_path / "log")
+    log.start()
+    log.outputs(20)
+    log.reset()
+    return log
+
+
+def audited(log: SoftLog) -> AuditReport:
+    return audit_source(Wanted(str(log.finish()), policy_of(log.origin), AT))
+
+
+def tpm_of(record: Boot) -> BootTpm:
+    assert record.tpm is not None
+    return record.tpm
+
+
+CHANGES: dict[str, Callable[[Boot], Boot]] = {
+    "another commit": lambda record: replace(record, last_commit=b"d" * 32),
+    "another chain PCR": lambda record: replace(record, tpm=replace(tpm_of(record), chain_before=b"c" * 32)),
+    "another boot": lambda record: replace(record, tpm=replace(tpm_of(record), reset_count=9)),
+    "nothing of the origin's TPM": lambda record: replace(record, tpm=None),
+    "extraData": lambda record: replace(record, salt=b"s" * 16),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_boot_record_that_does_not_belong_to_its_commit_is_false(log: SoftLog, what: str) -> None:
+    log.start(change=CHANGES[what])
+    report = audited(log)
+    (found,) = report.findings
+    assert (found.code, found.severity, found.where.commit) == (Code.START, Severity.FALSE, 2)
+    assert what in found.message
+    assert [start.commit for start in report.starts] == [0]
+
+
+def test_a_counter_certified_before_the_last_commit_is_false(log: SoftLog) -> None:
+    log.start()
+    log.outputs(1)
+    clock = log.clock
+    log.clock = replace(clock, clock=clock.clock - 100)
+    record = log.start(commit=False)
+    assert record
+    log.clock = replace(clock, clock=clock.clock + 10)
+    log.commit(first=log.size - 1)
+    (found,) = audited(log).findings
+    assert (found.code, found.severity) == (Code.START, Severity.FALSE)
+    assert "the clock ran back within one boot" in found.message
+
+
+def died(log: SoftLog) -> None:
+    """A start that dies between its extend and the history: the next one knows nothing of its D."""
+    digest = log.digest
+    log.start(commit=False)
+    log.commit(first=log.size - 1, publish=False)
+    log.digest = digest
+
+
+@pytest.mark.parametrize("deaths", ["e", "be", "eb", "ee", "beeb"])
+def test_every_order_of_deaths_before_and_after_an_extend_is_explained(log: SoftLog, deaths: str) -> None:
+    for death in deaths:
+        if death == "e":
+            died(log)
+        else:
+            log.start(commit=False)
+    first = log.size
+    log.start()
+    report = audited(log)
+    assert report.outcome == "verified", report.findings
+    assert {f.code for f in report.findings} == {Code.LOST_COMMIT, Code.HISTORY_LEAVES}
+    start = report.starts[-1]
+    assert (start.leaf, start.skipped, len(start.lost)) == (first, 0, len(deaths))
+    assert report.boots[-1].chain == "explained"
+
+
+def test_an_extend_beside_a_lost_commit_is_a_gap(log: SoftLog) -> None:
+    died(log)
+    log.extend(CHAIN, b"x" * 32)
+    log.start()
+    report = audited(log)
+    assert {f.code for f in report.findings} == {Code.CHAIN_GAP, Code.HISTORY_LEAVES}
+    assert report.boots[-1].chain == "gap"
+
+
+def test_a_lost_start_that_found_another_chain_explains_nothing(log: SoftLog) -> None:
+    log.extend(CHAIN, b"x" * 32)
+    died(log)
+    log.start()
+    report = audited(log)
+    assert {f.code for f in report.findings} == {Code.CHAIN_GAP, Code.HISTORY_LEAVES}
