@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from quotary_verifier.audit.opening import open_log
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.audit.state import decode_state, encode_state
 from quotary_verifier.errors import MalformedError, PolicyError
+from quotary_verifier.tlog.compact import CompactRange, leaf_hashes
+from quotary_verifier.tlog.note import Note, sign_ed25519
 from quotary_verifier.wire.history import split
 
 AT = 1_790_000_100
@@ -128,17 +131,31 @@ def test_a_log_that_shrank_since_the_last_audit_was_rolled_back(log: SoftLog, tm
     assert "rolled back or split" in found.message
 
 
-def test_leaves_that_changed_under_an_earlier_audit_are_found_in_the_tile_that_grew(
+def test_a_tree_that_goes_on_from_other_leaves_does_not_continue_an_earlier_audit(
     log: SoftLog, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
     audited(log, state=state)
-    partial = log.size % 256
-    assert partial
-    log.files.entries[0] = b"x" * 32
+    assert log.size % 256
+    files = log.files
+    files.entries[0] = b"x" * 32
+    files.rows[0][0] = leaf_hashes([b"x" * 32])
+    files.tree = CompactRange()
+    for level in reversed(range(len(files.rows))):
+        files.tree.append(b"".join(files.rows[level]), 8 * level)
+    size = log.size
     log.outputs(5)
-    codes = {finding.code for finding in audited(log, state=state).findings}
-    assert Code.BUNDLE in codes or Code.ROOT in codes
+    (found,) = audited(log, state=state).findings  # all that is new holds by itself
+    assert (found.code, found.severity) == (Code.ROOT, Severity.FALSE)
+    assert f"the first {size} leaves are not those of the earlier audit" in found.message
+
+
+def test_a_published_checkpoint_of_another_tree_than_the_historys_is_false(log: SoftLog) -> None:
+    text = log.text(b"r" * 32)
+    log.note = Note(text, (sign_ed25519(text, log.origin, log.note_key),)).encode()
+    (found,) = audited(log).findings
+    assert (found.code, found.severity) == (Code.CHECKPOINT, Severity.FALSE)
+    assert "another root than the history's commit" in found.message
 
 
 def test_the_state_of_an_audit_that_ends_early_is_kept_and_it_goes_on_when_the_rest_is_there(
@@ -260,3 +277,23 @@ def test_the_specification_has_every_code_and_every_member_of_a_report(log: Soft
     parts = [report, *(report[name][0] for name in ("boots", "starts", "periods")), report["log"]]
     named = {str(code) for code in Code} | {name for part in parts for name in part}
     assert [name for name in sorted(named) if f"`{name}`" not in text] == []
+
+
+class Terminal(io.StringIO):
+    """Standard error where a person looks at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("small_jobs")
+def test_progress_is_shown_to_people_only(log: SoftLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(auditing.sys, "stderr", shown)
+    assert audited(log).outcome == "verified"
+    assert shown.getvalue() == ""
+    assert audited(log, progress=True).outcome == "verified"
+    assert f"{log.size}/{log.size}" in shown.getvalue()
+    monkeypatch.setattr(auditing.sys, "stderr", io.StringIO())
+    assert audited(log, progress=True).outcome == "verified"
+    assert auditing.sys.stderr.getvalue() == ""
