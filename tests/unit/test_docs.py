@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import shlex
@@ -14,18 +15,20 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from forge import Authority
 
 from quotary_attest.engine.host import CRASH_POINTS
 from quotary_cli.main import cli
 from quotary_cli.output import ExitCode
 from quotary_verifier.logs.cel import content_digest
 from quotary_verifier.logs.workload import secret_commitment
+from quotary_verifier.policy.load import load_policy
 from quotary_verifier.policy.rules import RULES
 from quotary_verifier.recipe.steps import Step
 from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_key_id
 from quotary_verifier.tlog.merkle import leaf_hash
-from quotary_verifier.tlog.note import TYPE_ED25519, key_id
+from quotary_verifier.tlog.note import TYPE_COSIGNATURE, TYPE_ED25519, VerifierKey, key_id
 from quotary_verifier.wire.bindings import (
     ZERO,
     chain_extend,
@@ -193,6 +196,25 @@ def test_the_page_of_policies_has_the_code_of_every_rule() -> None:
         whole, _, last = rule.rpartition(".")
         code = "platform.pcrs.N" if last.isdecimal() else rule
         assert f"`{code}`" in text or f"`.{last}`" in text, whole
+
+
+def test_the_policy_of_the_specification_can_be_read() -> None:
+    (text,) = fences(DOCS / "spec" / "policy.md", "toml")
+    listed = b"# nothing\n"
+    for shown, meant in (
+        ("-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n", Authority().pem),
+        ('"""…"""', ""),
+        ("…64 hexadecimal digits…", "0" * 64),
+        ("witness.example.org+b8a2cf20+BF…", VerifierKey("w.example", TYPE_COSIGNATURE, bytes(32)).encode()),
+        ('sha256 = "…"', f'sha256 = "{hashlib.sha256(listed).hexdigest()}"'),
+        ("…", "0" * 64),
+    ):
+        assert shown in text
+        text = text.replace(shown, meant)
+    policy = load_policy(text.encode(), {hashlib.sha256(listed).digest(): listed})
+    assert all(
+        (policy.platform.boot, policy.platform.ima, policy.references, policy.warnings, policy.workload)
+    )
 
 
 def test_the_crash_points_are_those_of_the_engine() -> None:
