@@ -170,8 +170,7 @@ def test_only_so_many_logs_are_kept() -> None:
     assert Checks("x").logs is False
 
 
-@pytest.mark.parametrize("ask", [by_httpx2, by_async_httpx2, by_aiohttp])
-@pytest.mark.parametrize("files", [1, 9], ids=["a shorter log", "a longer log"])
+@pytest.mark.parametrize(("ask", "files"), [(by_httpx2, 1), (by_async_httpx2, 9), (by_aiohttp, 1)])
 async def test_after_a_reboot_of_the_host_the_new_log_is_fetched_whole(
     host: Host, measured: MeasuredHost, ask: Ask, files: int
 ) -> None:
