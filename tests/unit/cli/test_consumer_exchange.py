@@ -279,3 +279,18 @@ def test_no_field_makes_another_text_of_the_bytes_that_are_verified(kind: str) -
     attached = begin(judge(on_failure="attach"), ("Content-Type", "text/plain"), ("Content-Type", kind), ID)
     with pytest.raises(AttestationNotChecked, match="character set"):
         _ = attached.verdict
+
+
+def test_an_answer_is_kept_back_as_not_checked_once_the_policy_has_ended() -> None:
+    body = insert(STREAM, attestation())
+    assert body is not None
+    ending = HOST.policy(head="expires = 2026-11-23T12:00:01Z")
+    for seconds, ends in ((0, False), (1, True)):
+        made = begin(judge(policy=ending, clock=lambda at=seconds: NOW + at), EVENTS, ID)
+        assert made.feed(body) == CHUNK * 3
+        assert made.end() is None
+        if ends:
+            with pytest.raises(AttestationNotChecked, match="the policy ended at 2026-11-23T12:00:01Z"):
+                made.conclude()
+        else:
+            assert made.conclude() == b"data: [DONE]\n\n"
