@@ -166,6 +166,7 @@ class Platform:
         return encode(0x30, b"".join(pair(name, value) for name, value in fields.items() if value))
 
 
+@functools.cache
 def crl(
     issuer: str, revoked: tuple[int, ...] = (), *, days: tuple[int, int] = (-1, 29), signer: str = ""
 ) -> bytes:
