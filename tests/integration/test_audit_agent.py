@@ -16,6 +16,7 @@ from tpms import Tpm
 from quotary_attest.agent import Agent, World
 from quotary_attest.log.export import export
 from quotary_attest.log.store import Store
+from quotary_attest.state import read_identity
 from quotary_cli.auditing import Wanted, audit_source
 from quotary_verifier.audit.findings import Code, Severity
 from quotary_verifier.audit.report import AuditReport
@@ -53,11 +54,9 @@ def published(folder: Path) -> Path:
     return folder / "static"
 
 
-def audited(folder: Path, **more: object) -> AuditReport:
+def audited(folder: Path, extra: str = "", **more: object) -> AuditReport:
     """An audit of the log of a state folder under a policy that pins it."""
-    from quotary_attest.state import read_identity
-
-    policy = policy_of(read_identity(folder).origin)
+    policy = policy_of(read_identity(folder).origin, extra)
     return audit_source(Wanted(str(published(folder)), policy, AT, **more))  # type: ignore[arg-type]
 
 
@@ -165,6 +164,11 @@ async def test_boot_logs_are_replayed_once_a_boot_over_sleep_and_every_prefix_is
     assert [[(log.name, log.state) for log in boot.logs] for boot in report.boots] == [
         [("ima", "replayed"), ("tcg", "replayed")]
     ] * 3
+    assert audited(folder, '[platform.ima]\nignore = ["/usr/bin/*"]\n').outcome == "verified"
+    strict = audited(folder, "[platform.ima]\n[platform.secure_boot]\n")
+    assert {period.status for period in strict.periods} == {"rejected"}
+    assert {f.code for f in strict.findings if f.severity is Severity.POLICY} == {Code.PLATFORM}
+    assert any("/usr/bin/program-0" in finding.message for finding in strict.findings)
     longest = report.boots[0].logs[0]
     path = published(folder) / "blob" / longest.digest
     data = path.read_bytes()
