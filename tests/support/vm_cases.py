@@ -6,12 +6,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vm_guest import Guest
+
+from quotary_cli.policyfile import read_policy
+from quotary_verifier import NotChecked, Rejected, Report, verify_fresh
 
 _SECONDS = 300
 _NONCE = bytes(range(16))
@@ -23,6 +27,12 @@ class Judged:
 
     code: int
     said: dict[str, Any]
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """The departures of the one attestation that `policy check` was given."""
+        (result,) = self.said["results"]
+        return list(result["findings"])
 
     @property
     def words(self) -> str:
@@ -67,11 +77,12 @@ def verify(kept: Path, policy: Path) -> Judged:
     return attest("verify", kept / "output", "--policy", policy, "--with-logs", kept)
 
 
-def fresh(guest: Guest, policy: Path, folder: Path) -> Judged:
-    """Have the guest quote its platform now, and verify that under a policy with its logs."""
-    folder.mkdir()
-    (folder / "quote").write_bytes(guest.fresh_quote(_NONCE))
-    for name in ("tcg", "ima"):
-        (folder / f"{name}.bin").write_bytes(guest.log(name))
-    given = ("--fresh", "--nonce", _NONCE.hex(), "--with-logs", folder)
-    return attest("verify", folder / "quote", "--policy", policy, *given)
+def fresh(guest: Guest, policy: Path) -> Report:
+    """Have the guest quote its platform now, and verify that under a policy with the logs as the kernel has them."""
+    logs = {name: guest.log(name) for name in ("tcg", "ima")}
+    try:
+        return verify_fresh(
+            guest.fresh_quote(_NONCE), _NONCE, int(time.time()), read_policy(policy), logs
+        ).report
+    except (Rejected, NotChecked) as error:
+        return error.report

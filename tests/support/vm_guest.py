@@ -23,15 +23,17 @@ from typing import Any
 from small_engine import any_port
 from vm_boot_disk import Boot, write_boot_disk, write_variables
 from vm_image import FIRMWARE, Image
-from vm_packages import find_program, run
+from vm_packages import run
 
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.inband import strip
 
 MODEL = b"measured weights, and more of them\n"
 STATE_UUID = "6e1f2c1a-6f0e-4c36-9a55-7a0f3d2b9c14"
-_BOOT_SECONDS = 300.0
-_COMMAND_SECONDS = 60.0
+_BOOT_SECONDS = 600.0
+_COMMAND_SECONDS = 180.0
+_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
+"""What ends a process with its parent, when that is killed."""
 _LOGS = {
     "tcg": "/sys/kernel/security/tpm0/binary_bios_measurements",
     "ima": "/sys/kernel/security/ima/binary_runtime_measurements",
@@ -95,7 +97,7 @@ class Machine:
     @contextlib.contextmanager
     def _tpm(self, sockets: Path) -> Iterator[None]:
         path = sockets / "tpm"
-        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder / 'tpm'}"]
+        command = [*_WITH_PARENT, "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder / 'tpm'}"]
         control = ["--ctrl", f"type=unixio,path={path}"]
         with subprocess.Popen(
             [*command, *control], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -124,40 +126,27 @@ class Machine:
 
     def _command(self, sockets: Path, port: int) -> list[str]:
         code = FIRMWARE / ("OVMF_CODE_4M.secboot.fd" if self.secure else "OVMF_CODE_4M.fd")
-        program = find_program("qemu-system-x86_64")
-        assert program is not None
-        command = [program, "-machine", "q35,accel=tcg" + (",smm=on" if self.secure else ""), "-cpu", "max"]
-        command += [
-            "-m",
-            "768",
-            "-smp",
-            "1",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-no-user-config",
+        options = [
+            f"-machine q35,accel=tcg{',smm=on' if self.secure else ''} -cpu max -m 768 -smp 1",
+            "-nodefaults -no-user-config -no-reboot -display none",
+            f"-drive if=pflash,unit=0,format=raw,readonly=on,file={code}",
+            f"-drive if=pflash,unit=1,format=raw,file={self.variables}",
+            f"-chardev socket,id=tpm,path={sockets / 'tpm'} -tpmdev emulator,id=tpm0,chardev=tpm",
+            f"-device tpm-crb,tpmdev=tpm0 -serial file:{self.serial}",
+            f"-chardev socket,id=console,path={sockets / 'console'},server=on,wait=off",
+            "-device virtio-serial-pci -device virtserialport,chardev=console,name=console",
+            f"-netdev user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:8000",
+            "-device virtio-net-pci,netdev=net,romfile=",
         ]
         if self.secure:
-            command += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
-        command += ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"]
-        command += ["-drive", f"if=pflash,unit=1,format=raw,file={self.variables}"]
-        disks = ((self.folder / "boot.disk", "on"), (self.folder / "root.ext4", "on"), (self.state, "off"))
+            options.append("-global driver=cfi.pflash01,property=secure,value=on")
+        disks = (("boot.disk", "on"), ("root.ext4", "on"), (self.state.name, "off"))
         for number, (disk, readonly) in enumerate(disks):
-            command += ["-drive", f"if=none,id=disk{number},format=raw,readonly={readonly},file={disk}"]
-            boot = ",bootindex=0" if number == 0 else ""
-            command += ["-device", f"virtio-blk-pci,drive=disk{number}{boot}"]
-        command += [
-            "-chardev",
-            f"socket,id=tpm,path={sockets / 'tpm'}",
-            "-tpmdev",
-            "emulator,id=tpm0,chardev=tpm",
-        ]
-        command += ["-device", "tpm-crb,tpmdev=tpm0", "-serial", f"file:{self.serial}"]
-        command += ["-chardev", f"socket,id=console,path={sockets / 'console'},server=on,wait=off"]
-        command += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=console,name=console"]
-        command += ["-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:8000"]
-        return [*command, "-device", "virtio-net-pci,netdev=net,romfile="]
+            kept = f"id=disk{number},format=raw,readonly={readonly},file={self.folder / disk}"
+            options.append(
+                f"-drive if=none,{kept} -device virtio-blk-pci,drive=disk{number},bootindex={number}"
+            )
+        return [*_WITH_PARENT, "qemu-system-x86_64", *" ".join(options).split()]
 
     @contextlib.contextmanager
     def _console(self, path: Path, machine: subprocess.Popen[bytes]) -> Iterator[Console]:

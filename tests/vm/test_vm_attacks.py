@@ -7,7 +7,7 @@ The first four tests share one boot, the host's third; it ends before the others
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from vm_cases import Judged, attest, check, fresh, keep, learn
 from vm_guest import Guest, Machine
 from vm_image import Image
 
-pytestmark = [pytest.mark.vm_attacks, pytest.mark.timeout(1800)]
+from quotary_verifier import Outcome, Step
+
+pytestmark = [pytest.mark.vm_attacks, pytest.mark.timeout(2400)]
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,15 @@ class Host:
         return check(keep(guest, self.folder / name), self.policy)
 
 
-def learned(folder: Path, image: Image, boot: Boot) -> Host:
-    """Boot a new machine twice, and learn. The log as it was in the second boot is exported, the state disk copied."""
+def learned(folder: Path, image: Image, boot: Boot, names: Sequence[str] = ("first", "second")) -> Host:
+    """Boot a new machine, and learn. The log as it was in the last boot is exported, the state disk copied."""
     machine = Machine(folder / "machine", image, boot)
     kept, origin = [], ""
-    for name in ("first", "second"):
+    for name in names:
         with machine.boot() as guest:
             kept.append(keep(guest, folder / name))
             origin = guest.origin
-            archive = folder / f"{name}.tar"
-            exported = attest("log", "export", guest.log_url, archive)
+            exported = attest("log", "export", guest.log_url, folder / f"{name}.tar")
             assert exported.code == 0, exported.words
     learn(kept, folder / "policy.toml", origin)
     shutil.copy(machine.state, folder / "backup")
@@ -61,14 +62,15 @@ def host(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Host:
     return learned(tmp_path_factory.mktemp("plain"), image, Boot.of(image))
 
 
+@pytest.fixture(scope="class")
+def third(host: Host) -> Iterator[Guest]:
+    """The host's third boot."""
+    with host.machine.boot() as guest:
+        yield guest
+
+
 class TestThirdBoot:
     """One boot: good at first, then its administrator turns against it."""
-
-    @pytest.fixture(scope="class")
-    def third(self, host: Host) -> Iterator[Guest]:
-        """The host's third boot."""
-        with host.machine.boot() as guest:
-            yield guest
 
     def test_a_third_boot_is_accepted_and_its_whole_history_audited(self, host: Host, third: Guest) -> None:
         kept = keep(third, host.folder / "third")
@@ -90,8 +92,8 @@ class TestThirdBoot:
         refused = check(host.folder / "third", policy)
         assert refused.code == 1
         assert "platform.clock" in refused.words
-        assert fresh(third, host.policy, host.folder / "now").code == 0
-        assert fresh(third, policy, host.folder / "then").code == 1
+        assert fresh(third, host.policy).outcome is Outcome.VERIFIED
+        assert fresh(third, policy).failing is Step.PLATFORM
 
     def test_a_swapped_model_is_refused_by_its_name_and_digest(self, host: Host, third: Guest) -> None:
         third.run("stop_agent; stop_engine; cp $MODEL /run/good; echo 'other weights, same name' >$MODEL")
@@ -111,19 +113,30 @@ class TestThirdBoot:
         assert "/var/lib/quotary/unknown" in refused.words
 
 
-def test_another_kernel_is_refused_by_its_digest_in_pcr_4(host: Host, tmp_path: Path) -> None:
-    kernel = tmp_path / "kernel"
+@pytest.fixture(scope="class")
+def attacked(host: Host) -> Iterator[Judged]:
+    """What the policy says after another kernel was booted, with another command line; the good one is put back."""
+    kernel = host.folder / "other-build"
     kernel.write_bytes(other_build(host.boot.kernel.read_bytes()))
-    refused = attacked(host, host.boot.changed(kernel=kernel), "other-kernel")
-    assert refused.code == 1
-    assert "PCR 4" in refused.words
-
-
-def test_a_changed_command_line_is_refused_with_its_text(host: Host) -> None:
     changed = COMMAND_LINE.replace("panic=-1", "panic=-1 init_on_alloc=0")
-    refused = attacked(host, host.boot.changed(command_line=changed), "other-line")
-    assert refused.code == 1
-    assert "init_on_alloc=0" in refused.words
+    host.machine.install(host.boot.changed(kernel=kernel, command_line=changed))
+    try:
+        with host.machine.boot() as guest:
+            yield host.judged(guest, "attacked")
+    finally:
+        host.machine.install(host.boot)
+
+
+class TestOtherBoot:
+    """One boot with two changes: each is named."""
+
+    def test_another_kernel_is_refused_by_its_path_in_pcr_4(self, attacked: Judged) -> None:
+        assert attacked.code == 1
+        assert any(one["pcr"] == 4 and "linux" in one["message"] for one in attacked.findings), attacked.words
+
+    def test_a_changed_command_line_is_refused_with_its_text(self, attacked: Judged) -> None:
+        assert attacked.code == 1
+        assert any("init_on_alloc=0" in one["message"] for one in attacked.findings), attacked.words
 
 
 def test_a_log_that_was_rolled_back_stops_the_agent_and_is_seen_by_who_holds_an_answer(host: Host) -> None:
@@ -148,22 +161,12 @@ def test_secure_boot_switched_off_is_refused_by_name(
 ) -> None:
     folder = tmp_path_factory.mktemp("secure")
     boot = Boot.of(image).changed(unified=True, keys=Keys.make(folder / "keys"))
-    host = learned(folder, image, boot)
+    host = learned(folder, image, boot, ["first"])
     switch_secure_boot_off(host.machine.variables)
     with host.machine.boot() as guest:
         refused = host.judged(guest, "off")
     assert refused.code == 1
     assert "Secure Boot is off" in refused.words
-
-
-def attacked(host: Host, boot: Boot, name: str) -> Judged:
-    """Boot something else on a host, and put the good one back."""
-    host.machine.install(boot)
-    try:
-        with host.machine.boot() as guest:
-            return host.judged(guest, name)
-    finally:
-        host.machine.install(host.boot)
 
 
 def other_build(kernel: bytes) -> bytes:

@@ -11,7 +11,7 @@ from vm_cases import check, keep, learn
 from vm_guest import Machine
 from vm_image import Image
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 
 
 def test_a_measured_host_serves_under_a_learned_policy_until_it_runs_an_unknown_program(

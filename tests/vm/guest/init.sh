@@ -15,12 +15,10 @@ mkdir -m 755 /run/quotary && chown quotary:quotary /run/quotary /var/lib/quotary
 find /usr/lib/python3* /opt/quotary -type f '(' -name '*.pyc' -o -name '*.so*' -o -path '/opt/*' ')' \
     -exec cat {} + >/dev/null
 
-# The agent may use the TPM, and read what firmware and kernel logged.
+# The agent may use the TPM, and read what firmware and kernel logged (docs/howto/operations.md).
 chown quotary /dev/tpmrm0
-for log in /sys/kernel/security/tpm0/binary_bios_measurements /sys/kernel/security/ima/binary_runtime_measurements; do
-    chmod 444 "$log"
-done
-chmod 755 /sys/kernel/security /sys/kernel/security/tpm0 /sys/kernel/security/ima
+chgrp quotary /sys/kernel/security/tpm0/binary_bios_measurements
+chgrp quotary /sys/kernel/security/ima/binary_runtime_measurements
 
 as_quotary() { chroot --userspec=quotary:quotary --groups=quotary / "$@"; }
 attest() { as_quotary python3 -I -m quotary_cli "$@"; }
