@@ -95,7 +95,7 @@ def audit_seeds() -> Iterator[bytes]:
         yield bytes((number,)) + files[name]
 
 
-def behind_the_number(mutate: Mutator) -> Mutator:
+def wrapped(mutate: Mutator) -> Mutator:
     """A mutator that leaves the first byte alone, nearly always."""
 
     def changed(data: bytes, most: int, seed: int) -> bytes:
@@ -107,3 +107,5 @@ def behind_the_number(mutate: Mutator) -> Mutator:
 
 
 TARGETS = {"audit": Target(audit, audit_seeds, most=MOST)}
+CBOR_TARGETS = ("audit",)
+"""Targets whose inputs are changed inside their encoding."""

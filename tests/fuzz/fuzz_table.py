@@ -4,17 +4,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-import fuzz_audit
-import fuzz_logs
-import fuzz_policy
-import fuzz_recipe
-import fuzz_tee
-import fuzz_tee_signed
-import fuzz_wire
 from fuzz_base import Target
 from fuzz_mutate import Change, cbor_mutator
 
@@ -22,32 +17,53 @@ FOLDER = Path(__file__).resolve().parent
 REGRESSIONS = FOLDER / "regressions"
 RESULTS = FOLDER / "RESULTS.json"
 
-TARGETS: dict[str, Target] = (
-    fuzz_recipe.TARGETS
-    | fuzz_policy.TARGETS
-    | fuzz_audit.TARGETS
-    | fuzz_logs.TARGETS
-    | fuzz_tee.TARGETS
-    | fuzz_tee_signed.TARGETS
-    | fuzz_wire.TARGETS
-)
-_CBOR = (
-    *fuzz_recipe.CBOR_TARGETS,
-    *fuzz_policy.CBOR_TARGETS,
-    *fuzz_tee.CBOR_TARGETS,
-    *fuzz_tee_signed.CBOR_TARGETS,
-    *fuzz_wire.CBOR_TARGETS,
-)
+MODULES: dict[str, tuple[str, ...]] = {
+    "fuzz_recipe": ("verify", "policy", "certificates"),
+    "fuzz_audit": ("audit",),
+    "fuzz_policy": ("appraise", "policy-files"),
+    "fuzz_logs": ("tcg-events", "tcg-log", "uefi", "ima-binary", "ima-ascii", "ima-fields", "cel"),
+    "fuzz_tee": ("tee",),
+    "fuzz_tee_signed": ("snp", "amd-certificate", "tdx", "tdx-documents", "tdx-platform", "cca", "tee-line"),
+    "fuzz_wire": ("cbor", "records", "artefacts", "note", "tiles", "inband", "tpm"),
+}
+"""Module → its targets. One is loaded with its module only, as what it needs takes seconds to instrument."""
+
+
+class Table(Mapping[str, Target]):
+    """The targets by their names."""
+
+    def __init__(self) -> None:
+        self._modules = {name: module for module, names in MODULES.items() for name in names}
+
+    def module(self, name: str) -> ModuleType:
+        """The module of a target."""
+        return import_module(self._modules[name])
+
+    def __getitem__(self, name: str) -> Target:
+        found: Target = self.module(name).TARGETS[name]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+TARGETS = Table()
 
 
 def target(name: str, change: Change | None = None) -> Target:
     """A target by its name, with its mutator where one is needed and `change` can change bytes."""
-    found = TARGETS[name]
-    if change is None:
+    module = TARGETS.module(name)
+    found: Target = module.TARGETS[name]
+    if change is None or name not in getattr(module, "CBOR_TARGETS", ()):
         return found
-    if name in fuzz_audit.TARGETS:
-        return replace(found, mutate=fuzz_audit.behind_the_number(cbor_mutator(change)))
-    return replace(found, mutate=cbor_mutator(change)) if name in _CBOR else found
+    return replace(found, mutate=getattr(module, "wrapped", _as_it_is)(cbor_mutator(change)))
+
+
+def _as_it_is(mutate: object) -> object:
+    return mutate
 
 
 def regressions(name: str) -> Iterator[bytes]:

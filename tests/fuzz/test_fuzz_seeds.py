@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fuzz_table import FOLDER, REGRESSIONS, RESULTS, TARGETS, regressions, target, write_seeds
+from fuzz_table import FOLDER, MODULES, REGRESSIONS, RESULTS, TARGETS, regressions, target, write_seeds
 
 ROOT = FOLDER.parents[1]
 # Names of real CAs are longer than X.520 allows, which the certificate library warns of.
@@ -32,6 +32,15 @@ def test_a_target_takes_its_seeds_and_what_is_cut_off_them(name: str, tmp_path: 
             chosen.run(data[:end])
 
 
+def test_every_target_of_every_module_is_in_the_table() -> None:
+    for module, names in MODULES.items():
+        assert tuple(TARGETS.module(names[0]).TARGETS) == names, module
+    assert {file.stem for file in FOLDER.glob("fuzz_*.py")} - MODULES.keys() == HELPERS
+
+
+HELPERS = {"fuzz_base", "fuzz_campaign", "fuzz_child", "fuzz_mutate", "fuzz_table"}
+
+
 def test_every_kept_input_belongs_to_a_target() -> None:
     kept = {folder.name for folder in REGRESSIONS.iterdir()} if REGRESSIONS.is_dir() else set()
     assert kept <= TARGETS.keys()
@@ -48,7 +57,7 @@ def test_the_recorded_results_are_of_these_targets_and_all_hold() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_short_run_of_every_target_finds_nothing(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python")
     results = tmp_path / "RESULTS.json"
