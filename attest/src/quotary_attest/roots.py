@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the commit engine asks of a root of trust, without naming any hardware.
 
-`EvidenceRoot` is what every root can do: bind a digest and hand out evidence. `Root` is the root that an
-origin with an AK lives on (a TPM): besides it has a chain PCR that only a reboot resets, a workload PCR and a
-start counter. The engine and its journal know only this module; `quotary_attest.tpm` implements it.
+`Root` is the root that an origin with an AK lives on (a TPM): it has a chain PCR that only a reboot resets, a
+workload PCR and a start counter. `EvidenceRoot` is a root that stands beside it, a TEE or a GPU: it binds a commit and
+hands out evidence. The engine and its journal know only this module; `quotary_attest.tpm` implements the first.
 
 Specification: design section 2 (chain PCR), section 3 (hardware line, TPM), section 4 (order and recovery).
 """
@@ -11,7 +11,7 @@ Specification: design section 2 (chain PCR), section 3 (hardware line, TPM), sec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 QUOTED_PCRS = tuple(range(16))
@@ -132,20 +132,44 @@ class CommitSteps:
         """Come after the quote."""
 
 
+@dataclass(frozen=True, slots=True)
+class TeeEvidence:
+    """What a root hands out for one commit.
+
+    `evidence` stands in the hardware line behind `first`. `endorsements` (name → byte strings) vouch for it and are
+    archived beside it: which names there are is the kind's to say (docs/spec/tee.md, "Hardware lines").
+    """
+
+    evidence: bytes
+    endorsements: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+
+
 @runtime_checkable
 class EvidenceRoot(Protocol):
-    """A root that binds a digest into evidence: TPM, SEV-SNP, TDX, Nitro, a GPU."""
+    """A root that adds a line of its own to a commit: SEV-SNP, TDX, Nitro, NVIDIA devices.
+
+    One line for each identifier, so one root for all devices of a kind. The engine asks for one evidence at a time.
+    """
 
     @property
     def identifier(self) -> str:
-        """The identifier of its hardware line, such as `quotary/tpm2-quote/v1`."""
+        """The identifier of its hardware line, such as `quotary/sev-snp/v1`."""
         ...
 
-    async def bind(self, digest: bytes) -> bytes:
-        """Return evidence for the 32-byte commit digest.
+    async def bind(self, report_data: bytes) -> TeeEvidence:
+        """Return evidence that binds 64 bytes: D of the commit ‖ SHA-256 of the genesis record.
 
-        Raises RootError; the caller decides whether a commit can stand without this root's line.
+        SNP and TDX take all 64 as report data; a Nitro document takes the first half as user data and the second as
+        nonce, an NVIDIA device the first half as nonce. Nothing is padded or cut. The root makes sure that the
+        evidence is of this very request (generation, report data). It does not block the event loop.
+
+        Raises RootError, with a hint where an operator can act; the engine decides whether a commit can stand without
+        this root's line. A caller who is cancelled leaves nothing behind that keeps the next call from working.
         """
+        ...
+
+    def describe(self) -> str:
+        """Say in a few words what this is and where it is reached, for status and doctor; no I/O."""
         ...
 
     async def close(self) -> None:
@@ -154,12 +178,21 @@ class EvidenceRoot(Protocol):
 
 
 @runtime_checkable
-class Root(EvidenceRoot, Protocol):
+class Root(Protocol):
     """The root of an origin with an AK: chain PCR, workload PCR, quote and start counter.
 
     Every method raises RootGone when the hardware does not answer, and another RootError otherwise. The
     methods may be called from several tasks; the hardware does one job at a time, in the order of the calls.
     """
+
+    @property
+    def identifier(self) -> str:
+        """The identifier of its hardware line, such as `quotary/tpm2-quote/v1`."""
+        ...
+
+    async def close(self) -> None:
+        """Give back whatever is held. Never raises; calling it twice is fine."""
+        ...
 
     @property
     def chain_pcr(self) -> int:

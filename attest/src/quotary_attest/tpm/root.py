@@ -103,10 +103,6 @@ class TpmRoot:
         """Extend the chain PCR and quote the same digest; see `Root.commit`."""
         return await self._run(lambda session: session.commit(digest, steps or CommitSteps()))
 
-    async def bind(self, digest: bytes) -> bytes:
-        """Commit, and return the evidence alone; see `EvidenceRoot.bind`."""
-        return (await self.commit(digest)).evidence
-
     async def read_counter(self) -> int:
         """The start counter's value."""
         return await self._run(lambda session: session.read_counter())
@@ -151,7 +147,7 @@ class TpmRoot:
             raise
 
     async def close(self) -> None:
-        """Flush the AK and close the connection; see `EvidenceRoot.close`."""
+        """Flush the AK and close the connection; see `Root.close`."""
         worker, session = self._worker, self._session
         self._worker = self._session = None
         if worker is None or worker.dead:
