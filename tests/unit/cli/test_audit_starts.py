@@ -12,8 +12,9 @@ from agents import policy_of
 from soft_log import CHAIN, SoftLog
 
 from quotary_cli.auditing import Wanted, audit_source
-from quotary_verifier.audit.findings import Code, Severity
+from quotary_verifier.audit.findings import Code, Place, Severity
 from quotary_verifier.audit.report import AuditReport
+from quotary_verifier.audit.sink import MAX_FINDINGS, Sink
 from quotary_verifier.wire.records import Boot, BootTpm
 
 AT = 1_790_000_100
@@ -110,3 +111,41 @@ def test_a_lost_start_that_found_another_chain_explains_nothing(log: SoftLog) ->
     log.start()
     report = audited(log)
     assert {f.code for f in report.findings} == {Code.CHAIN_GAP, Code.HISTORY_LEAVES}
+
+
+def test_a_commit_that_stands_twice_in_the_history_does_not_grow_it(log: SoftLog) -> None:
+    log.start()
+    log.files.append([b"e" * 32])
+    log.publish(log.commit())
+    log.outputs(1)
+    report = audited(log)
+    assert (report.findings[0].code, report.findings[0].severity) == (Code.RANGE, Severity.FALSE)
+    assert "has 24 leaves, and had 24 before" in report.findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        (((b"a" * 32, 10), (b"b" * 32, 10)), "two digests are named for the first 10 bytes"),
+        (((b"a" * 32, 20), (b"b" * 32, 10)), "shrank within the boot"),
+    ],
+)
+def test_commits_of_one_boot_that_name_different_boot_logs_are_false(
+    log: SoftLog, parts: tuple[tuple[bytes, int], ...], why: str
+) -> None:
+    log.start()
+    for part in parts:
+        log.boot_logs = {"later": part}
+        log.outputs(1)
+    (found,) = (f for f in audited(log).findings if f.severity is Severity.FALSE)
+    assert (found.code, found.where.commit) == (Code.BOOT_LOG, 4)
+    assert why in found.message
+
+
+def test_findings_are_counted_all_and_kept_as_far_as_anybody_reads() -> None:
+    sink = Sink()
+    for number in range(MAX_FINDINGS + 5):
+        sink.tell(Code.QUOTE, Severity.FALSE, Place(commit=number), "the same")
+        sink.tell(Code.WORKLOAD, Severity.COULD_NOT, Place("blob/x", number), "there is no blob/x")
+    assert dict(sink.by_severity()) == {Severity.FALSE: MAX_FINDINGS + 5, Severity.COULD_NOT: 1}
+    assert len(sink.kept) == MAX_FINDINGS + 1
