@@ -56,6 +56,9 @@ class Named:
             self.blobs.update(support.certificates)
             if support.workload_log is not None:
                 self.blobs.add(support.workload_log[0])
+        for tee in commit.tees:
+            for endorsements in tee.endorsements.values():
+                self.blobs.update(endorsements)
         if any(support.chain_before == ZERO for support in commit.supports):
             self.boots += (
                 1  # an auditor wants the longest log of each boot, even where another boot's begins with it

@@ -107,6 +107,15 @@ def commit_view(commit: Commit) -> Content:
             }
             for support in commit.supports
         ],
+        "tees": [
+            {
+                "identifier": tee.identifier,
+                "endorsements": {
+                    name: [digest.hex() for digest in named] for name, named in tee.endorsements.items()
+                },
+            }
+            for tee in commit.tees
+        ],
         "boot_logs": {name: _blob(blob) for name, blob in commit.boot_logs.items()},
     }
 

@@ -18,7 +18,7 @@ from quotary_verifier.logs.workload import WorkloadEvent
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.attestation import Attestation, LaterCheckpoint, TpmSupport
 from quotary_verifier.wire.fresh import FreshQuote
-from quotary_verifier.wire.history import Commit, CommitSupport, split
+from quotary_verifier.wire.history import Commit, CommitSupport, CommitTeeSupport, split
 from quotary_verifier.wire.names import check_host, check_origin, format_output_id, parse_output_id
 from quotary_verifier.wire.records import (
     Boot,
@@ -133,6 +133,17 @@ COMMIT = st.builds(
         max_size=2,
     ).map(tuple),
     boot_logs=st.dictionaries(TEXT, st.tuples(DIGEST, st.integers(0, 9)), max_size=2),
+    tees=st.lists(
+        st.builds(
+            CommitTeeSupport,
+            identifier=TEXT,
+            endorsements=st.dictionaries(
+                st.text("ab-", min_size=1, max_size=4), st.lists(DIGEST, min_size=1, max_size=2).map(tuple)
+            ),
+        ),
+        max_size=2,
+        unique_by=lambda support: support.identifier,
+    ).map(tuple),
 )
 EVENT = st.builds(
     WorkloadEvent,

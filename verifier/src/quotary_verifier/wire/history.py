@@ -15,10 +15,12 @@ from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_BOOT_LOGS, MAX_CERTIFICATES, MAX_COMMIT, MAX_NOTE, MAX_SUPPORTS
+from quotary_verifier.wire.tee_support import TeeSupport
 
 KIND_COMMIT = 17
 COMMITS_PER_FILE = 256
 _DIGEST = 32
+_ENDORSEMENTS = 6
 
 
 @frozen
@@ -79,6 +81,31 @@ class CommitSupport:
         return support
 
 
+@frozen
+class CommitTeeSupport:
+    """A TEE support whose endorsements are named by digest: name → SHA-256s of blobs."""
+
+    identifier: str
+    endorsements: Mapping[str, tuple[bytes, ...]]
+
+    def fields(self) -> dict[int, Any]:
+        """Return the map as it stands in a commit."""
+        return TeeSupport(self.identifier, self.endorsements).fields()
+
+    @classmethod
+    def read(cls, value: Any) -> CommitTeeSupport:
+        """Read one support of a commit.
+
+        Raises:
+            MalformedError: it is not one.
+        """
+        support = TeeSupport.read(value)
+        for named in support.endorsements.values():
+            if any(len(digest) != _DIGEST for digest in named):
+                raise MalformedError("support of a commit: an endorsement is not named by 32 bytes")
+        return cls(support.identifier, support.endorsements)
+
+
 def _named_blob(value: list[Any]) -> tuple[bytes, int]:
     if (
         len(value) != 2
@@ -94,12 +121,16 @@ def _named_blob(value: list[Any]) -> tuple[bytes, int]:
 
 @frozen
 class Commit:
-    """One commit of the history: `first` is the index from which it claims, `note` has no cosignatures."""
+    """One commit of the history: `first` is the index from which it claims, `note` has no cosignatures.
+
+    `supports` are those of a TPM, `tees` those of other hardware lines. Together they are field 4, in this order.
+    """
 
     first: int
     note: bytes
     supports: tuple[CommitSupport, ...]
     boot_logs: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
+    tees: tuple[CommitTeeSupport, ...] = ()
 
     def encode(self) -> bytes:
         """Return the commit's bytes."""
@@ -108,7 +139,7 @@ class Commit:
             1: 1,
             2: self.first,
             3: self.note,
-            4: [support.fields() for support in self.supports],
+            4: [*(support.fields() for support in self.supports), *(tee.fields() for tee in self.tees)],
         }
         if self.boot_logs:
             fields[5] = {name: list(blob) for name, blob in self.boot_logs.items()}
@@ -130,14 +161,26 @@ class Commit:
         for blob in logs.values():
             if type(blob) is not list:
                 raise MalformedError("a boot log of a commit is not named by a digest and a number of bytes")
+        supports, tees = _supports(fields.array(4, MAX_SUPPORTS))
         commit = cls(
             first=fields.uint(2, (1 << 63) - 1),
             note=fields.octets(3, 1, MAX_NOTE),
-            supports=tuple(CommitSupport.read(item) for item in fields.array(4, MAX_SUPPORTS)),
+            supports=supports,
             boot_logs={name: _named_blob(blob) for name, blob in logs.items()},
+            tees=tees,
         )
         fields.finish()
         return commit
+
+
+def _supports(items: list[Any]) -> tuple[tuple[CommitSupport, ...], tuple[CommitTeeSupport, ...]]:
+    """Read the supports: those of a TPM, then the others, which have endorsements in place of PCRs."""
+    count = sum(1 for item in items if type(item) is not dict or _ENDORSEMENTS not in item)
+    first = tuple(CommitSupport.read(item) for item in items[:count])
+    tees = tuple(CommitTeeSupport.read(item) for item in items[count:])
+    if len({support.identifier for support in tees}) < len(tees):
+        raise MalformedError("the commit has two tee supports of one identifier")
+    return first, tees
 
 
 def split(data: bytes) -> Iterator[bytes]:
