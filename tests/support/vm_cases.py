@@ -67,6 +67,13 @@ def learn(kept: Sequence[Path], policy: Path, origin: str) -> None:
     assert judged.code == 0, judged.words
 
 
+def run_unknown_program(guest: Guest) -> str:
+    """Run a program that no boot had, with nothing else that none had, and return its path."""
+    path = "/var/lib/quotary/unknown"
+    guest.run(f"printf '#!/bin/sh\\n:\\n' >{path}; busybox chmod 755 {path}; {path}")
+    return path
+
+
 def check(kept: Path, policy: Path) -> Judged:
     """Hold one boot's evidence against a policy."""
     return attest("policy", "check", kept / "output.attestation", "--policy", policy, "--with-logs", kept)
@@ -75,6 +82,12 @@ def check(kept: Path, policy: Path) -> Judged:
 def verify(kept: Path, policy: Path) -> Judged:
     """Verify one boot's output, with its logs."""
     return attest("verify", kept / "output", "--policy", policy, "--with-logs", kept)
+
+
+def verdict(judged: Judged) -> dict[str, Any]:
+    """The verdict on the one output that was verified."""
+    (result,) = judged.said["results"]
+    return dict(result["verdict"])
 
 
 def fresh(guest: Guest, policy: Path) -> Report:

@@ -29,6 +29,7 @@ from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.inband import strip
 
 MODEL = b"measured weights, and more of them\n"
+OTHER_MODEL = b"other weights, under the same name\n"
 STATE_UUID = "6e1f2c1a-6f0e-4c36-9a55-7a0f3d2b9c14"
 _BOOT_SECONDS = 600.0
 _COMMAND_SECONDS = 180.0
@@ -56,6 +57,7 @@ class Machine:
         write_variables(boot.keys, self.variables)
         with tempfile.TemporaryDirectory(dir=folder) as state:
             (Path(state) / "model.gguf").write_bytes(MODEL)
+            (Path(state) / "other.gguf").write_bytes(OTHER_MODEL)
             run("mke2fs", "-q", "-t", "ext4", "-U", STATE_UUID, "-d", state, self.state, "32M")
         tpm = folder / "tpm"
         tpm.mkdir()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from vm_boot_disk import COMMAND_LINE, Boot, Keys, switch_secure_boot_off
-from vm_cases import Judged, attest, check, fresh, keep, learn
-from vm_guest import Guest, Machine
+from vm_cases import Judged, attest, check, fresh, keep, learn, run_unknown_program, verdict, verify
+from vm_guest import OTHER_MODEL, Guest, Machine
 from vm_image import Image
 
 from quotary_verifier import Outcome, Step
@@ -76,7 +77,7 @@ class TestThirdBoot:
         kept = keep(third, host.folder / "third")
         accepted = check(kept, host.policy)
         assert accepted.code == 0, accepted.words
-        verified = attest("verify", kept / "output", "--policy", host.policy, "--with-logs", kept)
+        verified = verify(kept, host.policy)
         assert verified.code == 0, verified.words
         audited = attest("audit", third.log_url, "--policy", host.policy, "--records", kept)
         assert audited.code == 0, audited.words
@@ -95,22 +96,23 @@ class TestThirdBoot:
         assert fresh(third, host.policy).outcome is Outcome.VERIFIED
         assert fresh(third, policy).failing is Step.PLATFORM
 
-    def test_a_swapped_model_is_refused_by_its_name_and_digest(self, host: Host, third: Guest) -> None:
-        third.run("stop_agent; stop_engine; cp $MODEL /run/good; echo 'other weights, same name' >$MODEL")
+    def test_a_swapped_model_is_refused_by_its_digest(self, host: Host, third: Guest) -> None:
+        third.run("stop_agent; stop_engine; cd ${MODEL%/*}")
+        third.run("busybox mv model.gguf good.gguf; busybox mv other.gguf model.gguf")
         third.run("start_engine; start_agent")
-        try:
-            refused = host.judged(third, "other-model")
-        finally:
-            third.run("cp /run/good $MODEL; sync")
+        kept = keep(third, host.folder / "other-model")
+        third.run("busybox mv model.gguf other.gguf; busybox mv good.gguf model.gguf; cd /")
+        assert check(kept, host.policy).code == 0, "the platform is as it was"
+        refused = verify(kept, host.policy)
         assert refused.code == 1
-        assert "guest" in refused.words
+        assert verdict(refused)["failing"] == Step.MODEL
+        assert sha256(OTHER_MODEL).hexdigest() in verdict(refused)["reason"]
 
     def test_an_unknown_program_is_refused_by_its_path(self, host: Host, third: Guest) -> None:
-        third.run("cp /bin/true /var/lib/quotary/unknown && echo >>/var/lib/quotary/unknown")
-        third.run("/var/lib/quotary/unknown")
+        path = run_unknown_program(third)
         refused = host.judged(third, "unknown-program")
         assert refused.code == 1
-        assert "/var/lib/quotary/unknown" in refused.words
+        assert [finding["path"] for finding in refused.findings] == [path]
 
 
 @pytest.fixture(scope="class")

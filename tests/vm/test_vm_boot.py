@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from vm_boot_disk import Boot
-from vm_cases import check, keep, learn
+from vm_cases import check, keep, learn, run_unknown_program
 from vm_guest import Machine
 from vm_image import Image
 
@@ -23,8 +23,7 @@ def test_a_measured_host_serves_under_a_learned_policy_until_it_runs_an_unknown_
         learn([first], policy, guest.origin)
         accepted = check(keep(guest, tmp_path / "again"), policy)
         assert accepted.code == 0, accepted.words
-        guest.run("cp /bin/true /var/lib/quotary/unknown && echo >>/var/lib/quotary/unknown")
-        guest.run("/var/lib/quotary/unknown")
+        path = run_unknown_program(guest)
         refused = check(keep(guest, tmp_path / "after"), policy)
     assert refused.code == 1, refused.words
-    assert "/var/lib/quotary/unknown" in refused.words
+    assert [finding["path"] for finding in refused.findings] == [path]
