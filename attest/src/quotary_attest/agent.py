@@ -15,7 +15,7 @@ anything goes on is `StartRefused`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +31,12 @@ from quotary_attest.engine.errors import (
     UnknownOutput,
 )
 from quotary_attest.engine.fresh import fresh_quote
+from quotary_attest.engine.further import FurtherRoot, FurtherRoots, close_all
 from quotary_attest.engine.host import CRASH_POINTS, Host, World, check_root
 from quotary_attest.engine.loop import MAX_QUEUE, Engine
 from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
 from quotary_attest.engine.statements import declare
+from quotary_attest.engine.status import status_of
 from quotary_attest.engine.stored import Stored
 from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import Store
@@ -44,6 +46,7 @@ from quotary_attest.serving.aliases import alias_secret_of
 from quotary_attest.serving.attester import STATEMENT_ID
 from quotary_attest.state import HostIdentity, StateFolder, read_identity
 from quotary_attest.workload import Workload
+from quotary_verifier.evidence.tee.lines import TeeRoots
 from quotary_verifier.wire.bindings import request_commitment
 from quotary_verifier.wire.declaration import Declaration
 from quotary_verifier.wire.records import ContextValue, Source, State
@@ -64,18 +67,23 @@ class Agent:
         max_queue: int = MAX_QUEUE,
         metrics: Metrics = NO_METRICS,
         boot_logs: BootLogSettings | None = None,
+        roots: Sequence[FurtherRoot] = (),
+        tee_roots: TeeRoots | None = None,
     ) -> None:
         """Describe an agent for the origin in `folder`; `open` starts it.
 
         `tpm` is a TSS string, used where no open `root` is given; the agent closes either. `resume` is the
         operator's word that a chain PCR which somebody else extended is no reason to stop. `boot_logs` says which
         logs of the boot commits name, by default the kernel's; a `root` that is given follows an IMA log of its own.
+        `roots` bind commits beside the TPM, are open, and are closed with the agent; their evidence has to verify
+        under `tee_roots`, by default the makers'.
         """
         self._folder, self._tpm, self._root = folder, tpm, root
         self._workload, self._resume = workload or Workload(), resume
         self._world, self._max_queue = world or World(), max_queue
         self._metrics = metrics
         self._boot_logs = boot_logs or BootLogSettings()
+        self._roots, self._tee_roots = tuple(roots), tee_roots
         self._parts: tuple[Host, Engine, Stored] | None = None
         self._closed = False
 
@@ -90,6 +98,8 @@ class Agent:
         world: World | None = None,
         max_queue: int = MAX_QUEUE,
         boot_logs: BootLogSettings | None = None,
+        roots: Sequence[FurtherRoot] = (),
+        tee_roots: TeeRoots | None = None,
     ) -> Agent:
         """Return an agent that runs already, on an open root. Arguments as for the class, errors as for `open`."""
         agent = cls(
@@ -100,6 +110,8 @@ class Agent:
             world=world,
             max_queue=max_queue,
             boot_logs=boot_logs,
+            roots=roots,
+            tee_roots=tee_roots,
         )
         await agent.open()
         return agent
@@ -137,8 +149,10 @@ class Agent:
                 root = await _reach(identity, self._tpm, self._boot_logs)
             check_root(identity, root)
             store = await asyncio.to_thread(Store.open, state.log)
-            return Host(state, identity, store, root, self._world, self._metrics, self._boot_logs)
+            further = FurtherRoots(self._roots, identity, self._world.now, self._tee_roots)
+            return Host(state, identity, store, root, self._world, self._metrics, self._boot_logs, further)
         except BaseException:
+            await close_all(self._roots)
             if state is not None:
                 state.close()
             if root is not None:
@@ -349,31 +363,7 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """Return what an operator wants to see, as JSON can hold it."""
-        engine, host = self._engine, self._host
-        message, hint = engine.reason or ("", "")
-        return {
-            "origin": host.origin,
-            "tpm": "software TPM" if host.software_tpm else "TPM",
-            "state": engine.state,
-            "reason": message,
-            "hint": hint,
-            "size": host.store.size,
-            "commits": host.store.commits,
-            "waiting": len(engine.waiting),
-            "boot": list(engine.committer.position.boot),
-            "chain": engine.committer.position.chain.hex(),
-            "chain_pcr": host.tpm.chain_pcr,
-            "workload_pcr": host.tpm.workload_pcr,
-            "models": list(self.models),
-            "certificates": len(host.certificates),
-            "commit_seconds": round(engine.pulse.seconds, 4),
-            "commit_interval": engine.pulse.interval,
-            "queued": engine.queued,
-            "epochs": engine.epochs.generation,
-            "starts": host.state.read_starts(),
-            "certificate_expiry": host.certificate_expiry,
-            "boot_logs": host.boot_logs.status(),
-        }
+        return status_of(self._host, self._engine, self.models)
 
 
 async def _reach(identity: HostIdentity, tpm: str, logs: BootLogSettings) -> Root:

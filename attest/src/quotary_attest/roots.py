@@ -49,6 +49,10 @@ class PlatformReset(RootError):  # noqa: N818
         self.clock = clock
 
 
+class RequiredRootFailed(RootError):  # noqa: N818
+    """A root beside the TPM that every commit needs did not bind one. The batch stays staged; it is bound again."""
+
+
 class ForeignExtend(RootError):  # noqa: N818
     """Somebody else extended the chain or the workload PCR: the chain is broken until a new start.
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quotary_attest.engine.assemble import Sealed, Template, WorkloadView, head_of, support_of
+from quotary_attest.engine.assemble import Sealed, Supports, Template, WorkloadView, head_of, support_of
 from quotary_attest.engine.outputs import RandomPool, make_output_id
 from quotary_attest.roots import ClockReading, Quote
 from quotary_attest.workload import Engine, ServedModel, Workload, events_of
@@ -49,7 +49,7 @@ def test_the_join_is_the_encoders_bytes(
         SUPPORT.identifier, SUPPORT.pcrs, SUPPORT.chain_before, SUPPORT.certificates, view.reveal(event)
     )
     expected = Attestation(record, genesis, index, path, note, (support,), key).encode()
-    sealed = Sealed(note, SUPPORT, view)
+    sealed = Sealed(note, Supports(SUPPORT), view)
     assert sealed.join(parts) == sealed.join(parts) == expected
 
 

@@ -9,7 +9,7 @@ is encoded once, and each is a join of a few byte strings. A test shows that the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -19,6 +19,7 @@ from quotary_verifier.logs.workload import TYPE_AGENT, TYPE_ENGINE, TYPE_SEPARAT
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.attestation import KIND_ATTESTATION, TpmSupport
 from quotary_verifier.wire.bindings import ZERO
+from quotary_verifier.wire.tee_support import TeeSupport
 
 _MAP: Final = 0xA0
 _BYTES: Final = 0x40
@@ -103,21 +104,29 @@ class WorkloadView:
         return tuple(shown)
 
 
-class Sealed:
-    """What the attestations of one commit share: the note and the supports (one TPM support, and no other yet)."""
+@dataclass(frozen=True, slots=True)
+class Supports:
+    """The supports of one commit: the TPM's without its workload log, and those of other lines in their order."""
 
-    __slots__ = ("_ends", "_logs", "_maps", "_note", "_support", "_view")
+    tpm: TpmSupport
+    tees: tuple[TeeSupport, ...] = ()
+
+
+class Sealed:
+    """What the attestations of one commit share: the note and the supports."""
+
+    __slots__ = ("_ends", "_logs", "_maps", "_note", "_supports", "_view")
 
     def __init__(
-        self, note: bytes, support: TpmSupport, view: WorkloadView, logs: Mapping[str, bytes] = _NO_LOGS
+        self, note: bytes, supports: Supports, view: WorkloadView, logs: Mapping[str, bytes] = _NO_LOGS
     ) -> None:
-        """`support` has everything but the workload log, which depends on what each record cites; `logs` are the boot
-        logs, by name."""
+        """The TPM's support has everything but the workload log, which depends on what each record cites; `logs` are
+        the boot logs, by name."""
         fields = _FIELDS + bool(logs)
         self._maps = (bytes((_MAP | fields,)), bytes((_MAP | fields + 1,)))
         self._logs = b"\x09" + cbor.encode(dict(logs)) if logs else b""
         self._note = b"\x06" + head_of(_BYTES, len(note)) + note + b"\x07"
-        self._support = support
+        self._supports = supports
         self._view = view
         self._ends: dict[int | None, bytes] = {}
 
@@ -126,8 +135,9 @@ class Sealed:
         begin, event, end = parts
         shared = self._ends.get(event)
         if shared is None:
-            support = replace(self._support, workload_log=self._view.reveal(event))
-            shared = self._ends[event] = self._note + cbor.encode([support.fields()])
+            tpm = replace(self._supports.tpm, workload_log=self._view.reveal(event))
+            tees = [tee.fields() for tee in self._supports.tees]
+            shared = self._ends[event] = self._note + cbor.encode([tpm.fields(), *tees])
         return b"".join((self._maps[bool(end)], begin, shared, end, self._logs))
 
 

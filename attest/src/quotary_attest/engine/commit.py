@@ -4,6 +4,9 @@
 1. Stage: records and the intended note to disk, fsync. 2. Extend the chain PCR by D. 3. Quote. 4. Append the
 commit to the history, fsync. Only then may anybody be answered. What does not need the quote is done while the
 TPM works.
+
+Roots beside the TPM bind the same D once the batch is staged, while the TPM works; the commit goes into the history
+when all of them are done. Where none is due, nothing of this is in the way.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from quotary_attest.engine.assemble import Sealed, support_of
+from quotary_attest.engine.assemble import Sealed, Supports, support_of
 from quotary_attest.engine.bootlogs import Named
 from quotary_attest.engine.epochs import Epochs
+from quotary_attest.engine.further import FurtherLine
 from quotary_attest.engine.host import Host
 from quotary_attest.engine.outputs import Leaves
 from quotary_attest.engine.position import Position
@@ -27,7 +32,6 @@ from quotary_attest.roots import CommitSteps, ForeignExtend, PlatformReset, Quot
 from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.hardware import HardwareLine, encode_hardware_line
 from quotary_verifier.tlog.note import Note, sign_ed25519
-from quotary_verifier.wire.attestation import TpmSupport
 from quotary_verifier.wire.bindings import ZERO, chain_extend, commit_digest
 from quotary_verifier.wire.history import Commit, CommitSupport
 
@@ -141,18 +145,24 @@ class Committer:
         """Do what is left of a staged batch's commit: all of it, or, after its extend, the quote and the rest."""
         if extend:
             return await self._bind(plan, None, stage=False)
-        host = self.host
-        steps = _Steps(self, plan, stage=False)
-        quote = await host.root.quote(plan.batch.digest)
-        await host.files.run(lambda: steps.after(quote))
+        steps = _Steps(self, plan, stage=False, alone=False)
+        steps.before()
+        quoting = asyncio.ensure_future(self._quote(plan, steps))
+        await self._beside(quoting, plan, steps)
         return self._made(plan, steps)
+
+    async def _quote(self, plan: Plan, steps: _Steps) -> None:
+        steps.after(await self.host.root.quote(plan.batch.digest))
 
     async def _bind(
         self, plan: Plan, meanwhile: Callable[[], Awaitable[None]] | None, *, stage: bool
     ) -> Made:
-        steps = _Steps(self, plan, stage=stage)
+        alone = not self.host.further.due(self.host.store.commits)
+        steps = _Steps(self, plan, stage=stage, alone=alone)
         self.stages.begin()
-        working = asyncio.ensure_future(self.host.root.commit(plan.batch.digest, steps))
+        working: asyncio.Future[Any] = asyncio.ensure_future(self.host.root.commit(plan.batch.digest, steps))
+        if not alone:
+            working = asyncio.ensure_future(self._beside(working, plan, steps))
         working.add_done_callback(self.stages.end)
         try:
             if meanwhile is not None:
@@ -165,14 +175,33 @@ class Committer:
                 steps.leave()
         return self._made(plan, steps)
 
+    async def _beside(self, quoting: asyncio.Future[Any], plan: Plan, steps: _Steps) -> None:
+        """Let other roots bind a commit while the TPM quotes it, then put it into the history."""
+        binding = asyncio.ensure_future(self._lines(quoting, plan))
+        try:
+            await quoting
+            lines = await binding
+        finally:
+            binding.cancel()  # does nothing to one that is done
+            await asyncio.gather(binding, return_exceptions=True)
+        await self.host.files.run(lambda: steps.record(lines))
+
+    async def _lines(self, quoting: asyncio.Future[Any], plan: Plan) -> tuple[FurtherLine, ...]:
+        """Return the lines of the roots beside the TPM; nothing is asked to bind what is not on disk."""
+        await self.stages.staged.wait()
+        if quoting.done() and (quoting.cancelled() or quoting.exception() is not None):
+            return ()
+        batch, host = plan.batch, self.host
+        return await host.further.bind(host.store.commits, batch.first, batch.digest)
+
     def _made(self, plan: Plan, steps: _Steps) -> Made:
         """Take note of a commit that is in the history."""
-        batch, (commit, support, boot) = plan.batch, steps.result
+        batch, (commit, supports, boot) = plan.batch, steps.result
         self.staged = None
         self.unapplied.append(plan)
         self.position = Position(batch.digest, boot, chain_extend(batch.before, batch.digest))
         logs = self.host.carried(commit.boot_logs)
-        return Made(Sealed(commit.note, support, self.epochs.current.view, logs), steps.seconds)
+        return Made(Sealed(commit.note, supports, self.epochs.current.view, logs), steps.seconds)
 
     async def apply(self) -> None:
         """Update tree and records with all that is in the history."""
@@ -192,12 +221,12 @@ class Committer:
         await self.host.background.run(self.host.store.sync)
         self.host.world.crash("synced")
 
-    def record(self, plan: Plan, quote: Quote) -> tuple[Commit, TpmSupport]:
+    def record(self, plan: Plan, quote: Quote, lines: tuple[FurtherLine, ...]) -> tuple[Commit, Supports]:
         """Put a commit into the history, durable. Raises as `_check`, and StoreError."""
         self._check(plan, quote)
-        commit, support = self._commit_of(plan.batch, quote, self.host.boot_logs.named(quote))
-        self.host.store.commit(commit, plan.batch, plan.growth)
-        return commit, support
+        made = self._commit_of(plan.batch, quote, self.host.boot_logs.named(quote), lines)
+        self.host.store.commit(made[0], plan.batch, plan.growth)
+        return made
 
     def _check(self, plan: Plan, quote: Quote) -> None:
         """Hold the quote against what the verifier will demand of it, before anything relies on it.
@@ -217,19 +246,24 @@ class Committer:
             if quote.pcrs[pcr] != expected:
                 raise ForeignExtend(pcr, expected, quote.pcrs[pcr])
 
-    def _commit_of(self, batch: StagedBatch, quote: Quote, logs: Named) -> tuple[Commit, TpmSupport]:
+    def _commit_of(
+        self, batch: StagedBatch, quote: Quote, logs: Named, lines: tuple[FurtherLine, ...]
+    ) -> tuple[Commit, Supports]:
         host = self.host
         identifier = host.root.identifier
         line = HardwareLine(identifier, batch.first, quote.evidence)
-        lines = (
+        signed = (
             sign_ed25519(batch.note, host.origin, host.note_key),
             encode_hardware_line(host.origin, host.ak_spki, line),
+            *(further.line for further in lines),
         )
-        note = Note(batch.note, lines).encode()
+        note = Note(batch.note, signed).encode()
         support = support_of(identifier, quote, batch.before, host.own_pcrs, host.certificates)
         blob = self.epochs.current.blob
         stored = CommitSupport(identifier, support.pcrs, batch.before, host.certificate_names, blob)
-        return Commit(batch.first, note, (stored,), logs), support
+        tees = tuple(further.stored(host.store.put_blob) for further in lines)
+        supports = Supports(support, tuple(further.support for further in lines))
+        return Commit(batch.first, note, (stored,), logs, tees), supports
 
 
 class _Steps(CommitSteps):
@@ -239,8 +273,11 @@ class _Steps(CommitSteps):
     finds nothing left to do.
     """
 
-    def __init__(self, committer: Committer, plan: Plan, *, stage: bool) -> None:
+    def __init__(self, committer: Committer, plan: Plan, *, stage: bool, alone: bool) -> None:
+        """`alone` says that no other root is asked, so that the commit is whole with its quote."""
         self.seconds = 0.0
+        self._alone = alone
+        self._quote: Quote | None = None
         self._committer = committer
         self._plan = plan
         self._stage = stage
@@ -249,11 +286,11 @@ class _Steps(CommitSteps):
         self._begun = self._world.monotonic()
         self._lock = threading.Lock()
         self._left = False
-        self._result: tuple[Commit, TpmSupport, tuple[int, int]] | None = None
+        self._result: tuple[Commit, Supports, tuple[int, int]] | None = None
 
     @property
-    def result(self) -> tuple[Commit, TpmSupport, tuple[int, int]]:
-        """The commit as it stands in the history, its support, and the boot that it was quoted in."""
+    def result(self) -> tuple[Commit, Supports, tuple[int, int]]:
+        """The commit as it stands in the history, its supports, and the boot that it was quoted in."""
         if self._result is None:
             raise RuntimeError("the root returned before the commit was in the history")
         return self._result
@@ -274,11 +311,20 @@ class _Steps(CommitSteps):
         self._loop.call_soon_threadsafe(self._committer.stages.extended.set)
 
     def after(self, quote: Quote) -> None:
-        """Check the quote and put the commit into the history."""
+        """Put the commit into the history, unless other roots are still to come."""
         self.seconds = self._world.monotonic() - self._begun
         self._world.crash("quoted")
+        self._quote = quote
+        if self._alone:
+            self.record(())
+
+    def record(self, lines: tuple[FurtherLine, ...]) -> None:
+        """Check the quote and put the commit into the history."""
+        quote = self._quote
+        if quote is None:
+            raise RuntimeError("the root returned without a quote")
         with self._in_time():
-            self._result = (*self._committer.record(self._plan, quote), quote.clock.boot)
+            self._result = (*self._committer.record(self._plan, quote, lines), quote.clock.boot)
         self._world.crash("in-history")
 
     def leave(self) -> None:

@@ -16,6 +16,7 @@ from nacl.signing import SigningKey
 
 from quotary_attest.bootlogs import NO_BOOT_LOGS, BootLogSettings
 from quotary_attest.engine.bootlogs import BootLogs, Named
+from quotary_attest.engine.further import FurtherRoots
 from quotary_attest.engine.outputs import Random, RandomPool, wall_clock
 from quotary_attest.log.store import Store
 from quotary_attest.metrics import NO_METRICS, Metrics
@@ -100,6 +101,7 @@ class Host:
         world: World,
         metrics: Metrics = NO_METRICS,
         boot_logs: BootLogSettings = NO_BOOT_LOGS,
+        further: FurtherRoots | None = None,
     ) -> None:
         tpm = identity.genesis.tpm
         if tpm is None:
@@ -119,6 +121,7 @@ class Host:
         self.metrics = metrics
         self._carries = boot_logs.carried
         self.boot_logs = BootLogs(boot_logs, store, (tpm.chain_pcr, tpm.workload_pcr), world.crash)
+        self.further = further or FurtherRoots((), identity, world.now)
         self.files = FileThread("files")
         self.background = FileThread("records")
         self.certificates: tuple[bytes, ...] = ()
@@ -148,8 +151,9 @@ class Host:
         self.certificate_expiry = None if leaf is None else int(leaf.not_valid_after_utc.timestamp())
 
     async def close(self) -> None:
-        """Close root, log and folder, in that order; what is applied is synced first."""
+        """Close roots, log and folder, in that order; what is applied is synced first."""
         await self.root.close()
+        await self.further.close()
         await self.files.run(_idle)  # a cancelled commit may still be writing what is closed next
         try:
             await self.background.run(self.store.close)

@@ -8,15 +8,16 @@ from hashlib import sha256
 from threading import Lock
 from typing import Final
 
-from quotary_attest.engine.assemble import Sealed, Template, WorkloadView
+from quotary_attest.engine.assemble import Sealed, Supports, Template, WorkloadView
 from quotary_attest.engine.errors import UnknownOutput
 from quotary_attest.engine.host import Host
 from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import AttestationParts
 from quotary_verifier.logs.cel import parse_log
 from quotary_verifier.wire.attestation import TpmSupport
-from quotary_verifier.wire.history import CommitSupport
+from quotary_verifier.wire.history import CommitSupport, CommitTeeSupport
 from quotary_verifier.wire.records import Output, Statement
+from quotary_verifier.wire.tee_support import TeeSupport
 
 _VIEWS: Final = 8
 
@@ -65,13 +66,20 @@ class Stored:
         (stored,) = parts.commit.commit.supports
         commit = parts.commit.commit
         logs = self._host.carried(commit.boot_logs)
-        sealed = Sealed(commit.note, self._support(stored), self._view(stored.workload_log), logs)
+        supports = Supports(self._support(stored), tuple(map(self._tee, commit.tees)))
+        sealed = Sealed(commit.note, supports, self._view(stored.workload_log), logs)
         own = self._template.parts(parts.record, parts.index, parts.path, event, parts.request_key)
         return sealed.join(own)
 
     def _support(self, stored: CommitSupport) -> TpmSupport:
         certificates = self._host.certificates or tuple(map(self._host.store.blob, stored.certificates))
         return TpmSupport(stored.identifier, stored.pcrs, stored.chain_before, certificates)
+
+    def _tee(self, stored: CommitTeeSupport) -> TeeSupport:
+        blob = self._host.store.blob
+        return TeeSupport(
+            stored.identifier, {name: tuple(map(blob, named)) for name, named in stored.endorsements.items()}
+        )
 
     def _view(self, named: tuple[bytes, int] | None) -> WorkloadView:
         if named is None:
