@@ -32,6 +32,7 @@ from quotary_verifier.wire.records import (
     Statement,
     TpmIdentity,
 )
+from quotary_verifier.wire.tee_support import TeeSupport
 
 CDDL = (Path(__file__).parents[3] / "docs" / "spec" / "quotary.cddl").read_text()
 SCHEMA = pycddl.Schema(CDDL)
@@ -101,6 +102,14 @@ SUPPORT = st.builds(
     certificates=st.lists(st.binary(min_size=1, max_size=9), max_size=2).map(tuple),
     workload_log=EVENTS,
 )
+TEE = st.builds(
+    TeeSupport,
+    identifier=TEXT,
+    endorsements=st.dictionaries(
+        st.text("ab-", min_size=1, max_size=4),
+        st.lists(st.binary(min_size=1, max_size=9), min_size=1, max_size=2).map(tuple),
+    ),
+)
 PATH = st.integers(0, 5).flatmap(lambda n: st.binary(min_size=32 * n, max_size=32 * n))
 ATTESTATION = st.builds(
     Attestation,
@@ -116,6 +125,7 @@ ATTESTATION = st.builds(
         st.builds(LaterCheckpoint, note=st.binary(min_size=1, max_size=9), path=PATH), max_size=2
     ).map(tuple),
     not_understood=st.just(()),
+    tees=st.lists(TEE, max_size=2, unique_by=lambda tee: tee.identifier).map(tuple),
 )
 COMMIT = st.builds(
     Commit,

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.wire.attestation import Attestation, LaterCheckpoint
 from quotary_verifier.wire.shared import SharedParts
+from quotary_verifier.wire.tee_support import TeeSupport
 
 FIRST = Forge(leaves=300, index=257, first=256).attestation()
 SHARED = SharedParts(FIRST)
 DATA = FIRST.encode()
 LOGGED = replace(FIRST, boot_logs={"ima": bytes(32), "tcg": b"a log in full" * 10})
-PARTS = [(FIRST, SHARED), (LOGGED, SharedParts(LOGGED))]
+TEED = replace(FIRST, tees=(TeeSupport("quotary/sev-snp/v1", {"leaf": (b"vcek",), "issuer": (b"ask",)}),))
+PARTS = [(one, SharedParts(one)) for one in (FIRST, LOGGED, TEED)]
 
 
 def strictly(data: bytes) -> Attestation | None:
@@ -116,6 +118,7 @@ def test_nothing_is_read_of_an_attestation_with_other_parts() -> None:
         replace(FIRST, note=FIRST.note + b"\n"),
         replace(FIRST, supports=(replace(support, chain_before=bytes(32)),)),
         replace(FIRST, supports=()),
+        TEED,
         replace(FIRST, boot_logs={"tcg": bytes(32)}),
         replace(FIRST, later=(LaterCheckpoint(FIRST.note, b""),)),
     )

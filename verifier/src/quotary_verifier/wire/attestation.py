@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire import cbor
@@ -29,6 +29,9 @@ from quotary_verifier.wire.limits import (
     MAX_SUPPORTS,
 )
 
+if TYPE_CHECKING:
+    from quotary_verifier.wire.tee_support import TeeSupport
+
 KIND_ATTESTATION = 16
 MEDIA_TYPE = "application/vnd.quotary.attestation+cbor"
 REQUEST_KEY_BYTES = 32
@@ -40,6 +43,8 @@ BOOT_LOG_IMA = "ima"
 """Name of the IMA log: the bytes of the kernel's `binary_runtime_measurements`, or of its file for another hash."""
 
 _PCRS = frozenset(range(16))
+_ENDORSEMENTS = 6
+"""Key that a TEE support has and a TPM support has not."""
 _MAX_INDEX = (1 << 63) - 1
 
 
@@ -123,7 +128,10 @@ class LaterCheckpoint:
 
 @frozen
 class Attestation:
-    """An attestation as read: of the right form, and not authenticated by anything yet."""
+    """An attestation as read: of the right form, and not authenticated by anything yet.
+
+    `supports` are those of a TPM, `tees` those of other hardware lines. Together they are field 7, in this order.
+    """
 
     record: bytes
     genesis: bytes
@@ -135,6 +143,7 @@ class Attestation:
     boot_logs: Mapping[str, bytes] = field(default_factory=dict)
     later: tuple[LaterCheckpoint, ...] = ()
     not_understood: tuple[int, ...] = ()
+    tees: tuple[TeeSupport, ...] = ()
 
     def encode(self) -> bytes:
         """Return the file's bytes."""
@@ -146,7 +155,7 @@ class Attestation:
             4: self.index,
             5: self.path,
             6: self.note,
-            7: [support.fields() for support in self.supports],
+            7: self.support_fields(),
         }
         if self.request_key is not None:
             fields[8] = self.request_key
@@ -155,6 +164,11 @@ class Attestation:
         if self.later:
             fields[10] = [[later.note, later.path] for later in self.later]
         return cbor.encode(fields)
+
+    def support_fields(self) -> list[dict[int, Any]]:
+        """Return field 7 as it stands in the file."""
+        own, others = self.supports, self.tees
+        return [support.fields() for support in own] + [support.fields() for support in others]
 
     @classmethod
     def decode(cls, data: bytes) -> Attestation:
@@ -167,18 +181,41 @@ class Attestation:
         fields = cbor.Fields.artefact(
             cbor.decode(data, max_bytes=MAX_ATTESTATION, what="attestation"), "attestation", KIND_ATTESTATION
         )
+        supports, tees = _read_supports(fields.array(7, MAX_SUPPORTS))
         return cls(
             record=fields.octets(2, 1, MAX_RECORD),
             genesis=fields.octets(3, 1, MAX_RECORD),
             index=fields.uint(4, _MAX_INDEX),
             path=_path(fields.octets(5, 0, MAX_PATH)),
             note=fields.octets(6, 1, MAX_NOTE),
-            supports=tuple([TpmSupport.read(item) for item in fields.array(7, MAX_SUPPORTS)]),
+            supports=supports,
             request_key=fields.maybe_octets(8, REQUEST_KEY_BYTES),
             boot_logs=_boot_logs(fields.mapping(9, MAX_BOOT_LOGS)) if fields.has(9) else {},
             later=_later(fields.array(10, MAX_LATER_CHECKPOINTS)) if fields.has(10) else (),
             not_understood=fields.finish(),
+            tees=tees,
         )
+
+
+def _read_supports(items: list[Any]) -> tuple[tuple[TpmSupport, ...], tuple[TeeSupport, ...]]:
+    """Read the supports of an attestation: those of a TPM, then the others, which have endorsements in place of PCRs.
+
+    Raises:
+        MalformedError: one is not of its form or place, or two others have one identifier.
+    """
+    count = 0
+    for item in items:
+        if type(item) is not dict or _ENDORSEMENTS not in item:
+            count += 1
+    supports = tuple([TpmSupport.read(item) for item in items[:count]])
+    if count == len(items):
+        return supports, ()
+    from quotary_verifier.wire.tee_support import TeeSupport
+
+    tees = tuple([TeeSupport.read(item) for item in items[count:]])
+    if len({tee.identifier for tee in tees}) < len(tees):
+        raise MalformedError("two supports have one identifier")
+    return supports, tees
 
 
 def _path(path: bytes) -> bytes:

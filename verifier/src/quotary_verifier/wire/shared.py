@@ -29,10 +29,9 @@ class SharedParts:
 
     def __init__(self, first: Attestation) -> None:
         """Take the parts from an attestation that `Attestation.decode` read."""
-        supports = [support.fields() for support in first.supports]
         self._first = first
         self._genesis = b"\x03" + cbor.encode(first.genesis) + b"\x04"
-        self._tail = b"\x06" + cbor.encode(first.note) + b"\x07" + cbor.encode(supports)
+        self._tail = b"\x06" + cbor.encode(first.note) + b"\x07" + cbor.encode(first.support_fields())
         self._logs = b"\x09" + cbor.encode(dict(first.boot_logs)) if first.boot_logs else b""
         fields = _FIELDS + bool(first.boot_logs)
         self._bare, self._keyed = bytes((fields,)) + _HEAD, bytes((fields + 1,)) + _HEAD
@@ -72,6 +71,7 @@ class SharedParts:
             first.supports,
             key,
             first.boot_logs,
+            tees=first.tees,
         )
 
 
