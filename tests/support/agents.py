@@ -8,7 +8,7 @@ history as an auditor would, recomputes every root and every chain link, and say
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -19,6 +19,7 @@ from tpms import Tpm
 
 from quotary_attest.agent import Agent, World
 from quotary_attest.bootlogs import IMA_LOG, NO_BOOT_LOGS, BootLogSettings
+from quotary_attest.engine.further import FurtherRoot
 from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import Store
 from quotary_attest.origin import init_state
@@ -29,6 +30,7 @@ from quotary_attest.tpm.model import TpmIdentity
 from quotary_attest.tpm.reading import loaded_handles, read_pcrs
 from quotary_attest.tpm.root import TpmOptions, open_root
 from quotary_attest.workload import Engine, ServedModel, Workload
+from quotary_verifier.evidence.tee.lines import TeeRoots
 from quotary_verifier.evidence.tpm_counter import verify_counter
 from quotary_verifier.evidence.tpm_keys import attestation_key
 from quotary_verifier.evidence.tpm_quote import verify_quote
@@ -92,6 +94,8 @@ async def start(
     slept: Callable[[], float] = lambda: 0.0,
     deadline: float = 20.0,
     boot_logs: BootLogSettings = NO_BOOT_LOGS,
+    roots: Sequence[FurtherRoot] = (),
+    tee_roots: TeeRoots | None = None,
 ) -> Agent:
     """Start an agent over a state folder."""
     options = TpmOptions(
@@ -105,6 +109,8 @@ async def start(
         resume=resume,
         world=world or World(sleep=Naps()),
         boot_logs=boot_logs,
+        roots=roots,
+        tee_roots=tee_roots,
     )
 
 
