@@ -62,6 +62,16 @@ def test_firmware_in_its_debug_mode_is_rejected_where_secure_boot_must_be_on() -
     assert not appraised(secure_boot(enabled="false"), evidence(boot)).findings
 
 
+@pytest.mark.parametrize("data", [b"UEFI Debug Mode", b"UEFI Debug Mode\0", b"harmless"])
+@pytest.mark.parametrize("kind", [t.EV_EFI_VARIABLE_AUTHORITY, t.EV_EFI_SPDM_DEVICE_POLICY, t.EV_EFI_ACTION])
+def test_the_remark_of_a_debugger_is_found_whatever_the_log_calls_it(kind: int, data: bytes) -> None:
+    measured = b"UEFI Debug Mode" if data == b"harmless" else data
+    boot = good_boot()
+    boot.events.insert(2, Written(7, t.EV_EFI_ACTION, measured))
+    logged = boot.altered(2, type=kind, data=data, measured=measured)
+    assert not accepted(appraised(secure_boot(), evidence(boot, logged=logged)))
+
+
 @pytest.mark.parametrize("name", ["PK", "KEK", "db"])
 def test_an_entry_that_the_policy_does_not_allow_is_named(name: str) -> None:
     finding = only(appraised(secure_boot(**{name.lower(): texts(x509(b"mine"))}), evidence()))
@@ -213,8 +223,13 @@ def test_an_image_whose_hashed_bytes_stand_in_the_log_is_no_remark() -> None:
 
 
 def test_an_image_called_a_separator_is_refused() -> None:
-    retyped = BOOT.altered(IMAGE, type=t.EV_SEPARATOR, data=bytes(4), measured=b"shimx64.efi")
-    assert only(appraised(STARTED, evidence(logged=retyped))).rule == "platform.boot.order"
+    boot = BOOT.altered(IMAGE, measured=b"evil")
+    retyped = boot.altered(IMAGE, type=t.EV_SEPARATOR, data=bytes(4))
+    of = evidence(boot, logged=retyped)
+    rules = [item.rule for item in appraised(STARTED, of).findings]
+    assert rules == ["platform.boot.order", "platform.boot.applications"]
+    until = '[[warn]]\nrule = "platform.boot.order"\nuntil = 2027-01-01T00:00:00Z\n'
+    assert not accepted(appraised(STARTED + until, of))
 
 
 def test_remarks_of_the_firmware_start_nothing() -> None:

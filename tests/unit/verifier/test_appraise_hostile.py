@@ -11,7 +11,7 @@ from appraising import accepted, appraised, evidence
 from boot_defects import BOOT, FILES, aggregate_over, number_of
 from ima_logs import counted, host_log, ima_entry, ng
 from platform_defects import RULES, SECURE_BOOT
-from tcg_logs import TcgWriter, good_boot
+from tcg_logs import TcgWriter, Written, good_boot
 
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.logs import tcg_types as t
@@ -19,12 +19,15 @@ from quotary_verifier.logs import tcg_types as t
 LINE = next(n for n, event in enumerate(BOOT.events) if event.data.startswith(b"kernel_cmdline"))
 FILE = next(n for n, event in enumerate(BOOT.events) if event.register == 9)
 IMAGE = number_of(t.EV_EFI_BOOT_SERVICES_APPLICATION)
+DEBUGGED = good_boot()
+DEBUGGED.events.insert(2, Written(7, t.EV_EFI_ACTION, b"UEFI Debug Mode"))
 DEPARTING: dict[str, TcgWriter] = {
     "another image": BOOT.altered(IMAGE, measured=b"evil"),
     "one image more": good_boot().add(4, t.EV_EFI_BOOT_SERVICES_APPLICATION, b"", b"evil"),
     "another line": BOOT.altered(LINE, data=b"kernel_cmdline: init=/bin/sh\0", measured=b"init=/bin/sh"),
     "another file": BOOT.altered(FILE, measured=b"evil"),
     "Secure Boot off": good_boot(enabled=False),
+    "a debugger": DEBUGGED,
 }
 TYPES = [*t.TYPE_NAMES, 0x12345]
 

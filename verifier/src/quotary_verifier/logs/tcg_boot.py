@@ -24,7 +24,8 @@ CALLING: Final = b"Calling EFI Application from Boot Option"
 RETURNING: Final = b"Returning from EFI Application from Boot Option"
 EXIT_INVOKED: Final = b"Exit Boot Services Invocation"
 EXIT_RETURNED: Final = b"Exit Boot Services Returned with Success"
-_SEPARATORS: Final = (bytes(4), b"\xff\xff\xff\xff")
+SEPARATORS: Final = (bytes(4), b"\xff\xff\xff\xff")
+"""What the separator of a boot that did not fail is of."""
 _ERROR_SEPARATOR: Final = b"\x01\0\0\0"
 
 _EVERYWHERE = frozenset({t.EV_SEPARATOR, t.EV_ACTION, t.EV_EFI_ACTION, t.EV_EVENT_TAG})
@@ -114,7 +115,7 @@ def split_at_separator(log: ReplayedLog, pcr: int) -> tuple[tuple[Event, ...], t
     separator = events[places[0]]
     if separator.covered == _ERROR_SEPARATOR:
         raise EvidenceError(f"the separator of PCR {pcr} says that the firmware failed")
-    if separator.covered not in _SEPARATORS:
+    if separator.covered not in SEPARATORS:
         raise EvidenceError(f"the separator of PCR {pcr} has a digest that no separator has")
     return events[: places[0]], events[places[0] + 1 :]
 
@@ -134,7 +135,7 @@ def _check_register(log: ReplayedLog, pcr: int) -> None:
 def _check_separator_digests(log: ReplayedLog) -> None:
     """Check that what has the digest of a separator also has its type."""
     function = HASHES[log.bank]
-    digests = {function(value).digest() for value in (*_SEPARATORS, _ERROR_SEPARATOR)}
+    digests = {function(value).digest() for value in (*SEPARATORS, _ERROR_SEPARATOR)}
     for event in log.events:
         if event.untrusted_type in _BOOT_VARIABLES and event.coverage is t.Coverage.VARIABLE_DATA:
             continue  # old firmware hashes a boot variable's content alone, which may be four zeros

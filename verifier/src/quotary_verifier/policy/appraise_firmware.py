@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError, MalformedError
+from quotary_verifier.logs.banks import HASHES
 from quotary_verifier.logs.tcg import Event, ReplayedLog
-from quotary_verifier.logs.tcg_boot import read_boot
+from quotary_verifier.logs.tcg_boot import SEPARATORS, read_boot
 from quotary_verifier.logs.tcg_loaders import LoaderEvent, read_loader_events
 from quotary_verifier.logs.tcg_secureboot import SecureBoot, read_secure_boot
 from quotary_verifier.logs.tcg_types import EV_SEPARATOR, IMAGE_TYPES, Coverage, Tolerance
@@ -36,7 +37,7 @@ _SECURE_BOOT_PCR: Final = 7
 _LOADER_PCR: Final = 4
 _UKI_PCR: Final = 11
 _DEBUG: Final = "UEFI Debug Mode"
-"""What firmware with its debugger on measures into PCR 7 (PFP 1.06 section 3.3.4.8)."""
+"""What firmware with its debugger on measures into PCR 7 (PFP 1.06 section 3.3.4.8); some measure the zero behind it."""
 _MAX_ACTION: Final = 256
 _SECTION: Final = re.compile(r"\.[a-z0-9]{1,8}")
 """The name of a section of a unified kernel image: it only says that the section follows."""
@@ -93,11 +94,18 @@ def _secure_boot(
         yield Finding(
             f"{rule}.state", "PCR 7 says that Secure Boot is off", pcr=_SECURE_BOOT_PCR, found="off"
         )
-    if rules.enabled and _DEBUG in state.actions:
+    if rules.enabled and _is_debugged(evidence.firmware):
         why = f"PCR 7 says '{_DEBUG}': in that mode Secure Boot holds nothing back"
         yield Finding(f"{rule}.state", why, pcr=_SECURE_BOOT_PCR, found=_DEBUG)
     yield from _databases(rules, state)
     yield from _authorities(rules, state)
+
+
+def _is_debugged(log: ReplayedLog) -> bool:
+    """Tell whether PCR 7 was extended with the firmware's remark on its debugger, by the digest: the log may call that
+    event anything, an authority for one."""
+    remarks = {HASHES[log.bank](text).digest() for text in (_DEBUG.encode(), _DEBUG.encode() + b"\0")}
+    return any(event.digest in remarks for event in log.of(_SECURE_BOOT_PCR))
 
 
 def _databases(rules: SecureBootRules, state: SecureBoot) -> Iterator[Finding]:
@@ -173,12 +181,12 @@ def _applications(
 
 
 def _is_remark(event: Event) -> bool:
-    """Tell whether an event of PCR 4 started nothing: a separator, which `read_boot` checks, or a text that its digest
-    covers. An image is no text, so that none passes for one, whatever its event is called."""
-    if event.untrusted_type == EV_SEPARATOR:
-        return True
+    """Tell whether an event of PCR 4 started nothing: a separator by its digest, or a text that its digest covers. An
+    image is neither, so that none passes for one, whatever its event is called."""
     if event.untrusted_type in IMAGE_TYPES or event.coverage is not Coverage.DATA or event.covered is None:
         return False
+    if event.untrusted_type == EV_SEPARATOR:
+        return event.covered in SEPARATORS
     text = event.covered.removesuffix(b"\0")
     return len(text) <= _MAX_ACTION and text.isascii() and text.decode("ascii").isprintable()
 
