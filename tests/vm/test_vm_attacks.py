@@ -99,9 +99,9 @@ class TestThirdBoot:
     def test_a_swapped_model_is_refused_by_its_digest(self, host: Host, third: Guest) -> None:
         third.run("stop_agent; stop_engine; cd ${MODEL%/*}")
         third.run("busybox mv model.gguf good.gguf; busybox mv other.gguf model.gguf")
-        third.run("start_engine; start_agent")
+        assert third.run("start_engine; start_agent").strip(), third.console.shown()
         kept = keep(third, host.folder / "other-model")
-        third.run("busybox mv model.gguf other.gguf; busybox mv good.gguf model.gguf; cd /")
+        third.run("busybox mv model.gguf other.gguf; busybox mv good.gguf model.gguf; cd /; busybox sync")
         assert check(kept, host.policy).code == 0, "the platform is as it was"
         refused = verify(kept, host.policy)
         assert refused.code == 1

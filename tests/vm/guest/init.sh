@@ -20,14 +20,15 @@ chown quotary /dev/tpmrm0
 chgrp quotary /sys/kernel/security/tpm0/binary_bios_measurements
 chgrp quotary /sys/kernel/security/ima/binary_runtime_measurements
 
-as_quotary() { chroot --userspec=quotary:quotary --groups=quotary / "$@"; }
-attest() { as_quotary python3 -I -m quotary_cli "$@"; }
+# No function: in the background that would be a process of its own, and "$!" not the one to end.
+AS_QUOTARY="chroot --userspec=quotary:quotary --groups=quotary /"
+attest() { $AS_QUOTARY python3 -I -m quotary_cli "$@"; }
 
 MODEL=/var/lib/quotary/model.gguf
 STATE=/var/lib/quotary/origin
 
 start_engine() {
-    as_quotary python3 -I /opt/quotary/small_engine.py --model "$MODEL" --port 8080 &
+    $AS_QUOTARY python3 -I /opt/quotary/small_engine.py --model "$MODEL" --port 8080 &
     engine=$!
 }
 
@@ -35,7 +36,8 @@ start_engine() {
 # shellcheck disable=SC2120 # a test may give it options
 start_agent() {
     rm -f /run/ready && mkfifo /run/ready
-    attest agent run --state "$STATE" --tpm device:/dev/tpmrm0 --model "guest=$MODEL" --engine /usr/bin/python3 \
+    $AS_QUOTARY python3 -I -m quotary_cli agent run --state "$STATE" --tpm device:/dev/tpmrm0 \
+        --model "guest=$MODEL" --engine /usr/bin/python3 \
         --upstream http://127.0.0.1:8080 --listen 0.0.0.0:8000 "$@" >/run/ready 2>/dev/ttyS0 &
     agent=$!
     exec 4</run/ready
