@@ -102,7 +102,8 @@ class TestThirdBoot:
         assert third.run("start_engine; start_agent").strip(), third.console.shown()
         kept = keep(third, host.folder / "other-model")
         third.run("busybox mv model.gguf other.gguf; busybox mv good.gguf model.gguf; cd /; busybox sync")
-        assert check(kept, host.policy).code == 0, "the platform is as it was"
+        (finding,) = check(kept, host.policy).findings  # the platform is as it was
+        assert finding["rule"] == "model"
         refused = verify(kept, host.policy)
         assert refused.code == 1
         assert verdict(refused)["failing"] == Step.MODEL
