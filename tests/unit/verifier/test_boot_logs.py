@@ -186,6 +186,16 @@ def test_a_log_that_is_given_and_is_not_of_this_boot_rejects() -> None:
 
 
 @pytest.mark.parametrize("apart", [True, False], ids=["by digest", "in full"])
+def test_one_log_under_both_names_is_read_as_each_of_them(apart: bool) -> None:
+    forge, log = host(), BOOT.agile()
+    logs = {"tcg": log, "ima": log}
+    attestation = carrying(forge, **(digests(**logs) if apart else logs)).encode()
+    question = Question(forge.body, at=NOW, logs=given(**logs))
+    with pytest.raises(Rejected, match="no binary IMA log"):
+        verify(attestation, question, load_policy(forge.policy().encode()))
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["by digest", "in full"])
 def test_a_log_of_a_commit_is_replayed_once_for_all_its_outputs(
     apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,7 @@ class _Reading:
         return data
 
     def _replay(self, name: str, replay: Callable[[], T]) -> T:
-        return self._given.replayed(self._logs[name], self._quoted, replay)
+        return self._given.replayed(name, self._logs[name], self._quoted, replay)
 
 
 def replay_firmware(data: bytes, quoted: Mapping[int, bytes]) -> ReplayedLog:

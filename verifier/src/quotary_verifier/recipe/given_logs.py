@@ -56,10 +56,11 @@ class GivenLogs(Mapping[bytes, bytes]):
             self._found[digest] = data
         return self._found[digest]
 
-    def replayed(self, value: bytes, quoted: Mapping[int, bytes], replay: Callable[[], T]) -> T:
-        """Return what `replay` makes of a log, which an attestation gives as `value`: its bytes, or its digest."""
+    def replayed(self, name: str, value: bytes, quoted: Mapping[int, bytes], replay: Callable[[], T]) -> T:
+        """Return what `replay` makes of a log, which an attestation gives under a name as `value`: its bytes, or its
+        digest. The name is of the key, as an attestation may give one log under both."""
         digest = value if len(value) == DIGEST_BYTES else hashlib.sha256(value).digest()
-        key = (digest, *sorted(quoted.items()))
+        key = (name, digest, *sorted(quoted.items()))
         if key not in self._replayed:
             self._replayed[key] = replay()
         found: T = self._replayed[key]
