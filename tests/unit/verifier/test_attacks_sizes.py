@@ -164,6 +164,10 @@ POLICIES = {
     "a PCR of many digits": HEAD + b"[platform.pcrs]\n" + b"1" * 5_000 + b' = ["00"]',
     "a key of many parts": HEAD + b"a" + b".a" * 20_000 + b" = 1",
     "a key of many quoted parts": HEAD + b'"a,"' + b'."a,"' * 20_000 + b" = 1",
+    "a key of many parts behind a string of lines": HEAD
+    + b'x = { y = """\n""", a'
+    + b".a" * 40_000
+    + b" = 1 }",
     "a certificate of spaces": CA + b"-----BEGIN CERTIFICATE-----" + b" " * 500_000 + b'"""\n',
     "many certificates that do not end": CA + b"-----BEGIN CERTIFICATE-----\n" * 20_000 + b'"""\n',
     "no text": HEAD + b"\xff",
@@ -180,6 +184,10 @@ def test_a_policy_that_cannot_be_read_is_one_error_and_soon(name: str) -> None:
 def test_dots_in_strings_are_no_keys() -> None:
     hosts = ", ".join(f'"gpu-{number}.dc.example.net"' for number in range(100))
     assert len(load_policy(FORGE.policy(f"hosts = [{hosts}]\n").encode()).authorities[0].hosts) == 100
+
+
+def test_dots_in_remarks_are_no_keys() -> None:
+    assert load_policy(FORGE.policy("# ignored: /var/lib/" + "a." * 100 + "\n").encode()).authorities
 
 
 def test_a_history_file_holds_no_more_commits_than_it_may() -> None:

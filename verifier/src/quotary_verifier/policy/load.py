@@ -42,6 +42,7 @@ _STATES = {
     "client-gone": State.CLIENT_GONE,
 }
 _MAX_KEY_PARTS = 32
+_LONG_QUOTES = ('"""', "'''")
 _QUOTED = re.compile(r"""\"(?:[^"\\\n]|\\.)*+\"?+|'[^'\n]*+'?+""")
 
 
@@ -155,9 +156,17 @@ def _version(table: Table) -> int | None:
 
 
 def _check_keys(text: str) -> None:
-    """Refuse keys of very many parts, for which the reader takes time and memory by the square of their number."""
+    """Refuse keys of very many parts, for which the reader takes time and memory by the square of their number.
+
+    Where a line opens or closes a string of several lines, what is a string in it is not known here, so that every dot
+    counts. Any other line is in such a string as a whole, where nothing is a key, or not at all.
+    """
     for line in text.split("\n"):
-        if line.count(".") > _MAX_KEY_PARTS and _QUOTED.sub("", line).count(".") > _MAX_KEY_PARTS:
+        if line.count(".") <= _MAX_KEY_PARTS:
+            continue
+        if not any(quotes in line for quotes in _LONG_QUOTES):
+            line = _QUOTED.sub("", line).partition("#")[0]
+        if line.count(".") > _MAX_KEY_PARTS:
             raise PolicyError(
                 f"the policy has a line with more than {_MAX_KEY_PARTS} dots outside of strings"
             )

@@ -153,7 +153,9 @@ class _Compiler:
             for _ in range(most - least):
                 first = self._fork(piece(first), after)
         for _ in range(least):
-            first = piece(first)
+            before, first = first, piece(first)
+            if first == before:  # a piece without a character: any number of it is nothing
+                break
         return first
 
     def _counts(self) -> tuple[int, int | None]:
