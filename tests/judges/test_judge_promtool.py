@@ -41,6 +41,7 @@ def test_promtool_has_nothing_to_say_of_the_figures(promtool: Path, tmp_path: Pa
         "boot": [1, 0],
         "certificate_expiry": 1_900_000_000,
         "boot_logs": {"tcg": {"state": "named"}, "ima": {"state": "left out"}},
+        "roots": [{"identifier": "quotary/sev-snp/v1", "bound": 4, "failed": 1}],
     }
     metrics.watch(lambda: status, tmp_path)
     metrics.committed(Committed.of([(State.COMPLETE, Source.RELAYED)], whole=0.2, root=0.1, oldest=0.3))

@@ -8,7 +8,7 @@ lists, so the number of series has a bound that no client can move.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 from quotary_attest.bootlogs import BOOT_LOG_STATES
 from quotary_attest.log.errors import StoreError
 from quotary_attest.metrics import Carried, Committed, Unattested
-from quotary_attest.roots import ForeignExtend, PlatformReset, RootError, RootGone
+from quotary_attest.roots import ForeignExtend, PlatformReset, RequiredRootFailed, RootError, RootGone
 from quotary_verifier.wire.records import Source, State
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -65,6 +65,7 @@ _FAILURES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (RootGone, "gone"),
     (ForeignExtend, "foreign-extend"),
     (PlatformReset, "platform-reset"),
+    (RequiredRootFailed, "root"),
     (RootError, "command"),
 )
 
@@ -202,6 +203,7 @@ class _Gauges(Collector):
             for word in BOOT_LOG_STATES:
                 logs.add_metric([name, word], float(log["state"] == word))
         yield logs
+        yield _root_commits(status["roots"])
         yield GaugeMetricFamily(
             "quotary_disk_free_bytes",
             "Free space where the state folder lies.",
@@ -211,6 +213,19 @@ class _Gauges(Collector):
     def describe(self) -> Iterator[Metric]:
         """Yield nothing: registering must not ask the agent."""
         return iter(())
+
+
+def _root_commits(roots: Iterable[Mapping[str, Any]]) -> Metric:
+    """Count what became of commits that roots beside the TPM were asked to bind."""
+    counted = CounterMetricFamily(
+        "quotary_root_commits",
+        "Commits that a root beside the TPM was asked to bind.",
+        labels=["root", "outcome"],
+    )
+    for root in roots:
+        for outcome in ("bound", "failed"):
+            counted.add_metric([root["identifier"].split("/")[1], outcome], root[outcome])
+    return counted
 
 
 _GAUGES: Final = (

@@ -24,6 +24,7 @@ from quotary_attest.serving.peers import listen_on
 from quotary_attest.systemd import Notifier, PassedSockets, credential, keep_alive, watchdog_seconds
 from quotary_cli.agent_doors import Doors
 from quotary_cli.agent_engines import Engines
+from quotary_cli.agent_roots import open_roots
 from quotary_cli.enrolment import read_passphrase
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ async def serve(
             world=World(spare=memory.collect),
             metrics=metrics,
             boot_logs=config.boot_logs.settings,
+            roots=open_roots(config),
         )
         engines = Engines(config, inventory)
         doors = Doors(config, agent, service.sockets, metrics, inventory=inventory, engines=engines)

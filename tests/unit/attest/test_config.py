@@ -112,6 +112,10 @@ def test_no_value_stands_in_a_message() -> None:
             '[[proxy]]\nupstream = "http://a"\nsocket = "s"\n[[proxy]]\nupstream = "http://b"\nsocket = "s"\n',
             "proxy[1].socket",
         ),
+        ('[[root]]\nkind = "tdx"\nrequired = true\nevery = 2\n', "root[0].every"),
+        ('[[root]]\nkind = "tdx"\nprivlevel = 1\n', "root[0].privlevel"),
+        ('[[root]]\nkind = "nvidia"\ndevice = "/dev/nvidia0"\n', "root[0].device"),
+        ('[[root]]\nkind = "nitro"\n[[root]]\nkind = "nitro-tpm"\n', "root[1].kind"),
     ],
 )
 def test_keys_that_do_not_fit_each_other_are_errors(text: str, path: str) -> None:

@@ -18,7 +18,7 @@ from quotary_attest.bootlogs import BOOT_LOG_STATES
 from quotary_attest.log.errors import StorageFailed
 from quotary_attest.metrics import NO_METRICS, Carried, Committed, Tally, Unattested, count_sums
 from quotary_attest.prometheus import REFUSALS, STATES, PrometheusMetrics
-from quotary_attest.roots import ForeignExtend, RootError, RootGone
+from quotary_attest.roots import ForeignExtend, RequiredRootFailed, RootError, RootGone
 from quotary_verifier.wire.records import Source, State
 
 ROOT = Path(__file__).parents[3]
@@ -35,6 +35,7 @@ STATUS: dict[str, Any] = {
     "boot": [5, 6],
     "certificate_expiry": 1_900_000_000,
     "boot_logs": {"tcg": {"state": "named"}, "ima": {"state": "left out"}},
+    "roots": [{"identifier": "quotary/sev-snp/v1", "bound": 4, "failed": 1}],
 }
 
 
@@ -89,17 +90,15 @@ def test_failures_are_counted_by_what_failed(metrics: PrometheusMetrics) -> None
         RootGone("x"),
         RootGone("x"),
         ForeignExtend(15, b"", b""),
+        RequiredRootFailed("x"),
         RootError("x"),
         StorageFailed("x"),
     ):
         metrics.failed(error)
     metrics.failed(RuntimeError("a start that an operator must look at"))
     found = samples(metrics)
-    assert [found[f"quotary_tpm_errors_total {kind}"] for kind in ("gone", "foreign-extend", "command")] == [
-        2,
-        1,
-        1,
-    ]
+    kinds = ("gone", "foreign-extend", "root", "command")
+    assert [found[f"quotary_tpm_errors_total {kind}"] for kind in kinds] == [2, 1, 1, 1]
     assert (found["quotary_storage_errors_total"], found["quotary_refused_starts_total"]) == (1, 1)
 
 
@@ -116,6 +115,8 @@ def test_gauges_show_the_agent_as_it_is_when_somebody_asks(
     words = [" ".join(sorted(("ima", word))) for word in BOOT_LOG_STATES]
     assert [found[f"quotary_boot_log {word}"] for word in words] == [0, 0, 0, 1]
     assert found["quotary_boot_log named tcg"] == 1
+    assert found["quotary_root_commits_total bound sev-snp"] == 4
+    assert found["quotary_root_commits_total failed sev-snp"] == 1
     assert "process_resident_memory_bytes" in found
 
 

@@ -63,6 +63,11 @@ def missing_files(config: AgentConfig) -> tuple[Problem, ...]:
         for n, path in enumerate(model.files)
     ]
     folders += [(f"part[{at}].path", part.path) for at, part in enumerate(config.part)]
+    folders += [
+        (f"root[{at}].collateral", root.collateral)
+        for at, root in enumerate(config.root)
+        if root.collateral is not None
+    ]
     folders += [(f"engine.code[{n}]", path) for n, path in enumerate(config.engine.code)]
     named: list[tuple[str, Path | None]] = [
         ("engine.binary", config.engine.binary),
@@ -200,8 +205,23 @@ def _check_tpm(config: AgentConfig) -> Iterator[Problem]:
         yield Problem("tpm", "has endorsement_auth_file and endorsement_auth_credential", "one of them")
 
 
+def _check_roots(config: AgentConfig) -> Iterator[Problem]:
+    for at, root in enumerate(config.root):
+        if root.required and root.every != 1:
+            yield Problem(f"root[{at}].every", "leaves out commits that need this root", "1 where required")
+        if root.privlevel is not None and root.kind != "sev-snp":
+            yield Problem(f"root[{at}].privlevel", f"is nothing that {root.kind} has", 'kind = "sev-snp"')
+        if root.device is not None and root.kind in ("nitro-tpm", "nvidia"):
+            yield Problem(f"root[{at}].device", f"is nothing that {root.kind} has", "")
+    lines: list[tuple[str, object]] = [
+        (f"root[{at}].kind", root.kind.removesuffix("-tpm")) for at, root in enumerate(config.root)
+    ]
+    yield from _repeated(lines, "makes the same line as another root")
+
+
 _CHECKS: Final[tuple[Callable[[AgentConfig], Iterator[Problem]], ...]] = (
     _check_tpm,
+    _check_roots,
     _check_models,
     _check_engine,
     _check_proxies,

@@ -76,6 +76,29 @@ class BootLogsSection:
         return BootLogSettings(self.tcg, self.ima, self.attestations == "digest")
 
 
+ROOT_KINDS = ("sev-snp", "tdx", "nitro", "nitro-tpm", "nvidia")
+"""Roots that can stand beside the TPM (`quotary_attest.tee.opening.ROOTS`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootSection:
+    """`[[root]]`: confidential-computing hardware that adds a line of its own to commits."""
+
+    kind: str = key(choice({kind: kind for kind in ROOT_KINDS}))
+    required: bool = key(SWITCH, False)
+    """Whether every commit needs it."""
+    every: int = key(integer(1, 1_000_000, "commits"), 1)
+    """It binds every Nth commit."""
+    seconds: float = key(seconds(0.1, 100), 30.0)
+    """How long a commit waits for it."""
+    device: Path | None = key(PATH, None)
+    """In place of the kernel's: the folder of configfs-tsm, or the device file of an enclave."""
+    privlevel: int | None = key(integer(0, 3), None)
+    """VMPL to ask as, of "sev-snp"."""
+    collateral: Path | None = key(PATH, None)
+    """Folder of `attest tee fetch-collateral`, for what does not come with the evidence."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSection:
     """`[[model]]`: weights to be measured, under the name that records give them."""
@@ -236,6 +259,7 @@ class AgentConfig:
     state: StateSection = table(StateSection)
     tpm: TpmSection = table(TpmSection)
     boot_logs: BootLogsSection = table(BootLogsSection)
+    root: tuple[RootSection, ...] = tables(RootSection)
     model: tuple[ModelSection, ...] = tables(ModelSection)
     part: tuple[PartSection, ...] = tables(PartSection)
     signers: SignersSection = table(SignersSection)
