@@ -62,6 +62,11 @@ class BootLogFiles:
             self._known[digest] = self._blob(digest) or self._part(digest)
         return self._known[digest]
 
+    def all(self) -> Iterator[bytes]:
+        """Yield every file and blob. Raises Failure where one cannot be read."""
+        for read in self._candidates():
+            yield read()
+
     def _blob(self, digest: bytes) -> bytes | None:
         """Return a blob that is called by its digest, and has it."""
         for source in self._sources:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from quotary_verifier.wire.attestation import DIGEST_BYTES
+from quotary_verifier.wire.attestation import BOOT_LOG_FIRMWARE, BOOT_LOG_IMA, DIGEST_BYTES
 
 Content = dict[str, Any]
 
@@ -40,6 +40,15 @@ def log_view(data: bytes) -> tuple[str, Content] | None:
         from quotary_cli.logviews import EVENT_LOG, event_log_view
 
         return EVENT_LOG, event_log_view(data)
+    return None
+
+
+def boot_log_name(data: bytes) -> str | None:
+    """Return under which name attestations carry such a log (docs/spec/boot-logs.md), by its first bytes; or None."""
+    if _is_ima(data):
+        return BOOT_LOG_IMA
+    if data[_OLD_HEADER : _OLD_HEADER + len(_SPEC_ID)] == _SPEC_ID or _is_old(data):
+        return BOOT_LOG_FIRMWARE
     return None
 
 

@@ -83,7 +83,8 @@ class Job:
     "logs",
     type=click.Path(path_type=Path, exists=True),
     multiple=True,
-    help="Where boot logs are that attestations name by digest: a file, a folder, or an archive; may be given again.",
+    help="Where boot logs are that attestations name by digest, or that a fresh quote is of: a file, a folder, or an"
+    " archive; may be given again.",
 )
 @click.option("--exact", is_flag=True, help="Allow no tolerance in how the file's bytes are matched.")
 @click.option("--explain", is_flag=True, help="Show every step of the recipe.")
@@ -128,7 +129,10 @@ def verify(
     for job in _with_progress(list(jobs), as_json):
         given = {} if kept is None else kept.for_attestation(job.output if statement else job.attestation)
         question = Question(job.output, moment, request_body, nonce_bytes, exact, given)
-        results.append((job.name, _verify_one(job, question, rules)))
+        if fresh and kept is not None:
+            results.append((job.name, _fresh_with(job.output, question, rules, kept)))
+        else:
+            results.append((job.name, _verify_one(job, question, rules)))
     if as_json:
         print_json(_as_json(results))
     else:
@@ -146,6 +150,12 @@ def _verify_one(job: Job, question: Question, policy: Policy) -> Report:
         return verify_output(job.attestation, question, policy).report
     except (Rejected, NotChecked) as outcome:
         return outcome.report
+
+
+def _fresh_with(quote: bytes, question: Question, policy: Policy, kept: BootLogFiles) -> Report:
+    from quotary_cli.freshlogs import judge_fresh
+
+    return judge_fresh(quote, question.nonce or b"", question.at, policy, kept)
 
 
 def _statement(attestation: bytes, question: Question, policy: Policy) -> Report:

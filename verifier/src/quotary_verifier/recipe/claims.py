@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from quotary_verifier.recipe.commit import CommitFacts
 from quotary_verifier.recipe.leaf import ModelFinding
@@ -12,6 +13,10 @@ from quotary_verifier.recipe.platform import Host, PlatformFacts
 from quotary_verifier.recipe.verdict import Claim, ClaimSource
 from quotary_verifier.wire.names import format_output_id
 from quotary_verifier.wire.records import Output, Source
+
+if TYPE_CHECKING:
+    from quotary_verifier.policy.findings import Appraisal
+    from quotary_verifier.recipe.boot_logs import BootLogs
 
 _HARDWARE, _MEASURED = ClaimSource.HARDWARE, ClaimSource.MEASURED
 _ENDORSED, _HOST = ClaimSource.ENDORSED, ClaimSource.HOST
@@ -69,14 +74,23 @@ def _commit(commit: CommitFacts) -> Iterator[Claim]:
     yield Claim("commit", commit.digest.hex(), _HARDWARE)
     for name in commit.witnessed.names:
         yield Claim("witness", name, _ENDORSED)
-    if commit.appraisal is not None and commit.appraisal.reference is not None:
-        yield Claim(
-            "reference_set", commit.appraisal.reference, _MEASURED if commit.platform.pinned else _HARDWARE
-        )
-    if commit.boot is not None:
+    yield from boot_claims(commit.platform, commit.boot, commit.appraisal)
+    if commit.tees:
+        from quotary_verifier.recipe.tee_claims import tee_claims
+
+        yield from tee_claims(commit.tees)
+
+
+def boot_claims(
+    platform: PlatformFacts, boot: BootLogs | None, appraisal: Appraisal | None
+) -> Iterator[Claim]:
+    """Yield what boot logs and the rules on them showed; call it only where all steps passed."""
+    source = _MEASURED if platform.pinned else _HOST
+    if appraisal is not None and appraisal.reference is not None:
+        yield Claim("reference_set", appraisal.reference, _MEASURED if platform.pinned else _HARDWARE)
+    if boot is not None:
         # Digests are the PCRs'; what they are digests of is what firmware and kernel say.
-        source = _MEASURED if commit.platform.pinned else _HOST
-        for name, said in commit.boot.findings:
+        for name, said in boot.findings:
             yield Claim(f"boot_log.{name}", said, source)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.appraisal import judge_platform_rules
-from quotary_verifier.recipe.claims import platform_claims
+from quotary_verifier.recipe.claims import boot_claims, platform_claims
 from quotary_verifier.recipe.commit import boot_logs
 from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.outcome import failed, host_notices
@@ -25,6 +26,12 @@ from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE
 from quotary_verifier.wire.bindings import fresh_digest
 from quotary_verifier.wire.fresh import FreshQuote
 
+if TYPE_CHECKING:
+    from quotary_verifier.policy.findings import Appraisal
+    from quotary_verifier.recipe.boot_logs import BootLogs
+
+    Judged = tuple[PlatformFacts, BootLogs | None, Appraisal | None]
+
 _NO_OUTPUT = "a fresh quote speaks of no output and no commit"
 _ABSENT = (
     Step.OUTPUT,
@@ -34,7 +41,6 @@ _ABSENT = (
     Step.NOTE,
     Step.QUOTE_RANGE,
     Step.MODEL,
-    Step.TEE,
     Step.WITNESS,
 )
 
@@ -54,22 +60,22 @@ def verify_fresh(
     """
     policy.require_current(at)
     run = Run()
-    facts = None
+    judged = None
     try:
         fresh = run.do(Step.DECODE, FreshQuote.decode, data)
         host = None if fresh is None else run.do(Step.GENESIS, read_host, fresh.genesis)
         if fresh is not None and host is not None:
             run.do(Step.NONCE, _same_nonce, policy, fresh, nonce)
-            facts = _judge(run, policy, host, fresh, at, logs)
+            judged = _judge(run, policy, host, fresh, at, logs)
     except Stopped:
         raise failed(run, at, policy) from None
-    if fresh is None or host is None or facts is None or run.unchecked is not None:
+    if fresh is None or host is None or judged is None or run.unchecked is not None:
         raise failed(run, at, policy)
     run.not_understood.extend(f"fresh quote: key {key}" for key in fresh.not_understood)
     for step in _ABSENT:
         run.skip(step, _NO_OUTPUT)
     run.passed(Step.FRESHNESS)
-    return make_verdict(lambda: _report(run, policy, host, facts, at))
+    return make_verdict(lambda: _report(run, policy, host, judged, at))
 
 
 def _same_nonce(policy: Policy, fresh: FreshQuote, nonce: bytes) -> None:
@@ -80,7 +86,7 @@ def _same_nonce(policy: Policy, fresh: FreshQuote, nonce: bytes) -> None:
 
 def _judge(
     run: Run, policy: Policy, host: Host, fresh: FreshQuote, at: int, logs: Mapping[str, bytes]
-) -> PlatformFacts | None:
+) -> Judged | None:
     if fresh.support.identifier != IDENTIFIER_TPM2_QUOTE:
         run.fail(Step.QUOTE_STRUCTURE, "the support is not one of a TPM quote")
     quote = run.do(Step.QUOTE_STRUCTURE, read_quote, host.public, fresh.support, fresh.evidence)
@@ -89,17 +95,18 @@ def _judge(
     digest = fresh_digest(host.origin, fresh.nonce)
     log, facts = judge_platform(run, policy, host, quote, digest, fresh.support.chain_before, at, None)
     boot = boot_logs(run, logs, GivenLogs({}), host, "a fresh quote carries none, and none was handed in")
-    judge_platform_rules(run, policy, host, quote.attest, facts, log, logs, boot, at)
-    return facts
+    appraisal = judge_platform_rules(run, policy, host, quote.attest, facts, log, logs, boot, at)
+    return None if facts is None else (facts, boot, appraisal)
 
 
-def _report(run: Run, policy: Policy, host: Host, facts: PlatformFacts, at: int) -> Report:
+def _report(run: Run, policy: Policy, host: Host, judged: Judged, at: int) -> Report:
+    facts, boot, appraisal = judged
     return Report(
         outcome=Outcome.VERIFIED,
         checks=in_order(run.checks),
         at=at,
         policy=policy.digest.hex(),
-        claims=tuple(platform_claims(host, facts)),
+        claims=(*platform_claims(host, facts), *boot_claims(facts, boot, appraisal)),
         tolerances=tuple(run.tolerances),
         not_understood=tuple(run.not_understood),
         notices=(*run.notices, *host_notices(facts)),
