@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from quotary_verifier.audit.bootlogs import REPLAYED, ReplayedLogs
+from quotary_verifier.audit.bootlogs import ReplayedLogs
 from quotary_verifier.audit.boots import OpenPeriod
 from quotary_verifier.audit.findings import Code
 from quotary_verifier.audit.reading import Absent, Blobs
@@ -184,6 +184,7 @@ class Appraiser:
         """Hold the quoted values and the boot's logs against the policy; return reference set and tolerances."""
         identity = self._host.identity
         pcrs = dict.fromkeys(range(16), ZERO) | period.pcrs | {IMA_PCR: period.ima}
+        firmware, ima, missing = logs.of(pcrs)
         evidence = PlatformEvidence(
             origin=self._host.origin,
             pcrs=pcrs,
@@ -191,9 +192,9 @@ class Appraiser:
             clock=attest.clock,
             own_key=self._key.profile.own,
             workload=log,
-            firmware=logs.firmware,
-            ima=logs.ima,
-            missing={item.name: item.said for item in logs.logs if item.state != REPLAYED},
+            firmware=firmware,
+            ima=ima,
+            missing=missing,
         )
         appraisal = appraise_platform(self._policy, evidence, self._at)
         judged += [

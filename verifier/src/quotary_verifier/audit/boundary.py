@@ -40,7 +40,8 @@ class BootCloser:
 
     def close(self, boots: list[OpenBoot], witnesses: WitnessFold, sink: Sink) -> ClosedBoot:
         """Judge boots whose commits are all there: one, or several with nothing but sleep between them."""
-        logs = replay_logs(boots[-1], self._blobs, self._own)
+        quoted = {period.ima for boot in boots for period in boot.periods}
+        logs = replay_logs(boots[-1], self._blobs, self._own, quoted)
         sink.extend(logs.findings)
         periods = [self._periods(boot, logs, witnesses, sink) for boot in boots]
         return ClosedBoot(
