@@ -16,7 +16,7 @@ from boot_defects import BOOT, RECORDS, carrying, host, ima
 from forge import NOW, Forge
 from fresh_quotes import NONCE, made
 from ima_logs import ng
-from platform_defects import EVIL, RAN, RULES, SECURE_BOOT, booted
+from platform_defects import APPLICATION, EVIL, RAN, READ, RULES, SECURE_BOOT, STARTED, booted
 
 from quotary_verifier import (
     NotChecked,
@@ -58,7 +58,7 @@ def test_a_verdict_says_which_reference_set_the_host_is_of() -> None:
     forge, logs = booted()
     sets = "".join(
         f'[[reference]]\nname = "{name}"\n[reference.pcrs]\n4 = ["{value}"]\n'
-        for name, value in (("other", "0" * 64), ("this", BOOT.values()[4].hex()))
+        for name, value in (("other", "ab" * 32), ("this", BOOT.values()[4].hex()))
     )
     claim = judge(forge, carrying(forge, **logs), sets).claim("reference_set")
     assert claim is not None
@@ -100,15 +100,26 @@ def test_the_verdict_says_that_a_policy_without_rules_says_nothing_of_the_platfo
     assert said not in judge(forge, attestation, SECURE_BOOT).report.notices
 
 
-def test_rules_on_files_pin_who_wrote_the_workload_log_so_that_a_model_is_measured() -> None:
-    forge = host()
-    attestation = carrying(forge, **LOGS)
-    sources = {}
-    for rules in (RAN, SECURE_BOOT):
-        claim = judge(forge, attestation, rules).claim("model")
-        assert claim is not None
-        sources[rules] = str(claim.source)
-    assert sources == {RAN: "measured", SECURE_BOOT: "host"}
+def source(forge: Forge, logs: dict[str, bytes], rules: str) -> str:
+    claim = judge(forge, carrying(forge, **logs), rules).claim("model")
+    assert claim is not None
+    return str(claim.source)
+
+
+def test_rules_on_what_was_started_pin_who_wrote_the_workload_log_so_that_a_model_is_measured() -> None:
+    assert source(host(), LOGS, STARTED) == "measured"
+    assert source(host(), LOGS, SECURE_BOOT) == "host"
+
+
+def test_another_system_that_extends_what_the_right_one_would_makes_no_model_measured() -> None:
+    """It copies PCR 8 to 10 out of the public logs of a good host: only PCR 4 was extended before it ran."""
+    forge, logs = booted(BOOT.altered(APPLICATION, measured=b"another system"))
+    read = f"[platform.boot]\n{READ}{RAN}[platform.pcrs]\n" + "".join(
+        f'{pcr} = ["{value.hex()}"]\n' for pcr, value in BOOT.values().items() if pcr in {8, 9}
+    )
+    assert source(forge, logs, read) == "host"
+    with pytest.raises(Rejected, match="PCR 4"):
+        source(forge, logs, STARTED)
 
 
 def test_a_log_that_came_beside_the_attestation_serves_the_rules() -> None:

@@ -73,16 +73,11 @@ def test_repetitions_of_repetitions_cannot_make_a_pattern_large() -> None:
         Pattern("(((a{60}){60}){60})")
 
 
-@pytest.mark.parametrize("nothing", ["()", "(a{0})", "(()|())"])
+@pytest.mark.parametrize("nothing", ["()", "(a{0})"])
 def test_repetitions_of_nothing_take_no_time(nothing: str) -> None:
     """Each level once took 64 times as long as the one in it: hours for a line of a policy."""
-    text = "(" * 13 + nothing + "{64})" * 13
-    try:
-        pattern = Pattern(text)
-    except MalformedError as error:
-        assert "multiply" in str(error)
-    else:
-        assert (pattern.fits(""), pattern.fits("a")) == (True, False)
+    pattern = Pattern("(" * 13 + nothing + "{64})" * 13)
+    assert (pattern.fits(""), pattern.fits("a")) == (True, False)
 
 
 def test_a_pattern_that_is_exponential_elsewhere_is_not_here() -> None:

@@ -13,13 +13,14 @@ from cryptography.x509 import CertificateRevocationList
 from quotary_verifier.errors import PolicyError
 from quotary_verifier.pki.chain import TrustAnchors
 from quotary_verifier.tlog.note import VerifierKey
+from quotary_verifier.wire.bindings import ZERO
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.records import Link, State
 
 if TYPE_CHECKING:
     from quotary_verifier.policy.rules import BootRules, ClockRules, ImaRules, SecureBootRules, WorkloadRules
 
-_WRITER_PCRS = frozenset({4, 8, 9, 10, 11})
+_STARTED_PCR = 4
 
 
 @frozen
@@ -97,27 +98,17 @@ class PlatformRules:
         return not (self.pcrs or self.secure_boot or self.boot or self.ima)
 
     def pins_the_writer(self, warned: Mapping[str, int]) -> bool:
-        """Whether these rules say which kernel or programs wrote the workload log; those that only warn do not count.
+        """Whether these rules say which kernel the writer of the workload log ran on; those that only warn do not count.
 
-        They do where they fix a PCR of the loader and kernel (4, 8, 9, 11) or of IMA (10), the images that were
-        started, the files that the loader read, or those that ran. Who signed them, and how they were called, do not.
+        They do where they fix PCR 4, or the images that were started. Another system can extend all that loaders,
+        kernels and IMA measure (PCR 8 to 15) just as the right one would, as its logs are public; but the firmware
+        measures what it starts before that runs. Who signed it says less: many systems have the same.
         """
-        boot, ima = self.boot, self.ima
-        return (
-            any(pcr in _WRITER_PCRS and not _warned(warned, f"platform.pcrs.{pcr}") for pcr in self.pcrs)
-            or (
-                boot is not None
-                and boot.applications is not None
-                and not _warned(warned, "platform.boot.applications")
-            )
-            or (
-                boot is not None
-                and boot.files is not None
-                and not boot.pcrs.isdisjoint(_WRITER_PCRS)
-                and not _warned(warned, "platform.boot.loader")
-            )
-            or (ima is not None and not _warned(warned, "platform.ima.files"))
-        )
+        value = self.pcrs.get(_STARTED_PCR)
+        if value and ZERO not in value and not _warned(warned, f"platform.pcrs.{_STARTED_PCR}"):
+            return True
+        applications = None if self.boot is None else self.boot.applications
+        return applications is not None and not _warned(warned, "platform.boot.applications")
 
 
 def _warned(warned: Mapping[str, int], rule: str) -> bool:
