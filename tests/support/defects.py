@@ -857,3 +857,4 @@ def no_nonce_under_a_policy_that_demands_one() -> Case:
 
 
 import boot_defects  # noqa: E402, F401 - registers its cases, and needs what stands above
+import tee_defects  # noqa: E402, F401 - as boot_defects

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cryptography import x509
@@ -38,9 +38,13 @@ from quotary_verifier.wire.records import (
     TpmIdentity,
     entry_of,
 )
+from quotary_verifier.wire.tee_support import TeeSupport
 from quotary_verifier.wire.tpm import pack_evidence
 from quotary_verifier.wire.tpm_names import RH_ENDORSEMENT, hierarchy_qn, qualified_name
 from quotary_verifier.wire.tpm_public import parse_public
+
+TeeRoot = Callable[[bytes, bytes], tuple[bytes, TeeSupport]]
+"""Makes evidence that binds D and SHA-256 of the genesis record, with what vouches for it."""
 
 NOW = 1_795_435_200
 """The time of verification of every forged attestation: 2026-11-23T12:00:00Z."""
@@ -245,6 +249,7 @@ class Forge:
     state: State = State.COMPLETE
     certificate: bytes | None = None
     counter: bytes = field(default_factory=nv_counter)
+    tees: tuple[TeeRoot, ...] = ()
 
     def __post_init__(self) -> None:
         self.public = ec_public(self.ak, self.attributes)
@@ -318,10 +323,15 @@ class Forge:
         attest = quote.encode()
         evidence = pack_evidence(attest, sign_tpm(self.signer or self.ak, attest))
         spki = parse_public(self.public).to_spki_der()
+        tees = [make(digest, hashlib.sha256(self.genesis_record).digest()) for make in self.tees]
         lines = (
             sign_ed25519(text, self.origin, self.note_key),
             encode_hardware_line(
                 self.origin, spki, HardwareLine(IDENTIFIER_TPM2_QUOTE, self.first, evidence)
+            ),
+            *(
+                encode_hardware_line(self.origin, b"", HardwareLine(support.identifier, self.first, tee))
+                for tee, support in tees
             ),
         )
         assert self.certificate is not None
@@ -340,6 +350,7 @@ class Forge:
             note=Note(text, lines).encode(),
             supports=(support,),
             request_key=b"k" * 32,
+            tees=tuple(support for _, support in tees),
         )
 
     def policy(self, extra: str = "", *, head: str = "") -> str:

@@ -182,6 +182,11 @@ def _signs_itself(certificate: x509.Certificate, signed: bytes) -> bool:
     return True
 
 
+def pem_certificates(text: str | bytes) -> list[bytes]:
+    """Return the DER of each certificate of a PEM bundle, unread. MalformedError if one is cut off or there is none."""
+    return [_base64(block) for block in _pem_blocks(text)]
+
+
 def _pem_blocks(text: str | bytes) -> list[bytes]:
     data = text.encode("utf-8") if isinstance(text, str) else text
     if len(data) > _MAX_BUNDLE:

@@ -30,6 +30,7 @@ from quotary_verifier.wire.records import Link, State
 if TYPE_CHECKING:
     from quotary_verifier.policy.lists import ListName
     from quotary_verifier.policy.rules import WorkloadRules
+    from quotary_verifier.policy.tee import TeeRules
 
 SCHEMA = "quotary-policy/v1"
 MAX_POLICY = 1024 * 1024
@@ -77,6 +78,7 @@ def load_policy(data: bytes, lists: Mapping[bytes, bytes] | None = None) -> Poli
         witnesses=_witnesses(top.table("witnesses")),
         version=_version(top),
         expires=top.moment("expires") if "expires" in top.names() else None,
+        tee=_tee(top) if "tee" in top.names() else None,
     )
     for part in (tpm, output, workload, top):
         part.finish()
@@ -146,6 +148,13 @@ def _workload(table: Table) -> WorkloadRules | None:
     from quotary_verifier.policy.load_rules import read_workload
 
     return read_workload(table)
+
+
+def _tee(top: Table) -> TeeRules:
+    """Read what is asked of TEE lines; the code for them is loaded only where a policy has such rules."""
+    from quotary_verifier.policy.load_tee import read_tee
+
+    return read_tee(top.table("tee"))
 
 
 def _version(table: Table) -> int | None:

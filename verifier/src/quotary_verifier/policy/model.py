@@ -19,6 +19,7 @@ from quotary_verifier.wire.records import Link, State
 
 if TYPE_CHECKING:
     from quotary_verifier.policy.rules import BootRules, ClockRules, ImaRules, SecureBootRules, WorkloadRules
+    from quotary_verifier.policy.tee import TeeRules
 
 _STARTED_PCR = 4
 
@@ -153,6 +154,7 @@ class Policy:
     witnesses: Witnesses = Witnesses()
     version: int | None = None
     expires: int | None = None
+    tee: TeeRules | None = None
 
     @property
     def pcrs(self) -> Mapping[int, frozenset[bytes]]:

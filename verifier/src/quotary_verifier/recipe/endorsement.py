@@ -114,10 +114,10 @@ def _at_the_right_time(
     A certificate issued later still vouches, as a fixedTPM key does not change: its path is then checked at the
     time argument (design section 5).
     """
-    now = _moment(at)
+    now = moment(at)
     if seen is None or seen.time is None:
         return verify_ak_chain(certificates, authority.anchors, now), now
-    then = _moment(seen.time)
+    then = moment(seen.time)
     try:
         return verify_ak_chain(certificates, authority.anchors, then), then
     except EvidenceError:
@@ -127,7 +127,7 @@ def _at_the_right_time(
         return certificate, now
 
 
-def _moment(seconds: int) -> datetime:
+def moment(seconds: int) -> datetime:
     """Return a time in seconds since the epoch; EvidenceError for what no calendar has, as a witness may sign."""
     try:
         return datetime.fromtimestamp(seconds, UTC)

@@ -96,6 +96,10 @@ def _judge(
     log, facts = judge_platform(run, policy, host, quote, digest, fresh.support.chain_before, at, None)
     boot = boot_logs(run, logs, GivenLogs({}), host, "a fresh quote carries none, and none was handed in")
     appraisal = judge_platform_rules(run, policy, host, quote.attest, facts, log, logs, boot, at)
+    if policy.tee is not None and policy.tee.required:
+        required = ", ".join(sorted(policy.tee.required))
+        run.fail(Step.TEE, f"the policy requires evidence of {required}, and a fresh quote carries none")
+    run.skip(Step.TEE, "a fresh quote carries none")
     return None if facts is None else (facts, boot, appraisal)
 
 

@@ -38,6 +38,9 @@ IDENTIFIER_NITRO: Final = "quotary/nitro/v1"
 IDENTIFIER_NVIDIA: Final = "quotary/nvidia/v1"
 """SPDM reports of NVIDIA devices: for each, u16 length and report."""
 
+TEE_IDENTIFIERS: Final = (IDENTIFIER_SEV_SNP, IDENTIFIER_TDX, IDENTIFIER_NITRO, IDENTIFIER_NVIDIA)
+"""The identifiers whose key is empty."""
+
 _FIRST_SIZE: Final = 8
 
 
@@ -53,6 +56,11 @@ class HardwareLine:
 def hardware_key_id(origin: str, identifier: str, key: bytes) -> bytes:
     """Return the 4-byte key id of a hardware line; `key` is the AK's SPKI DER, empty for a TEE."""
     return key_id(origin, TYPE_CUSTOM, key, identifier=identifier)
+
+
+def tee_key_ids(origin: str) -> dict[bytes, str]:
+    """Return the key ids of all TEE lines that an origin can have, and their identifiers."""
+    return {hardware_key_id(origin, identifier, b""): identifier for identifier in TEE_IDENTIFIERS}
 
 
 def encode_hardware_line(origin: str, key: bytes, line: HardwareLine) -> SignatureLine:

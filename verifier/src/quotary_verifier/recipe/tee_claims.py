@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What TEE lines that hold say, as claims of a verdict. Loaded only where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from quotary_verifier.evidence.tee.nitro import KIND_TPM, NitroClaims
+from quotary_verifier.evidence.tee.nvidia import NvidiaClaims
+from quotary_verifier.evidence.tee.shape import TeeClaims
+from quotary_verifier.evidence.tee.snp import SnpClaims
+from quotary_verifier.evidence.tee.snp_report import Policy as GuestPolicy
+from quotary_verifier.evidence.tee.snp_report import Tcb
+from quotary_verifier.evidence.tee.tdx import TdxClaims
+from quotary_verifier.recipe.tee import JudgedTee
+from quotary_verifier.recipe.verdict import Claim, ClaimSource
+
+_HARDWARE, _ENDORSED = ClaimSource.HARDWARE, ClaimSource.ENDORSED
+_DEBUG = 0xFF
+
+Said = Iterator[tuple[str, str | int | bool]]
+
+
+def tee_claims(judged: Iterable[JudgedTee]) -> Iterator[Claim]:
+    """Yield what each root on the note contributes, then all that each TEE line says; a device with each its number."""
+    lines = tuple(judged)
+    yield Claim("root", "tpm2-quote: this commit, the PCRs, the workload log and the boot", _HARDWARE)
+    for line in lines:
+        yield Claim("root", f"{line.name}: {_contribution(line)}", _HARDWARE)
+    for line in lines:
+        said = "accepted by the policy's rules" if line.appraised else "verified, not appraised"
+        yield Claim(f"tee.{line.name}", said, _HARDWARE)
+        for number, device in enumerate(line.claims):
+            yield from _device(f"tee.{line.name}." + (f"{number}." if len(line.claims) > 1 else ""), device)
+
+
+def _contribution(line: JudgedTee) -> str:
+    first = line.claims[0]
+    if isinstance(first, NvidiaClaims):
+        count = len(line.claims)
+        return f"this commit was answered by {count} genuine device{'' if count == 1 else 's'}"
+    if isinstance(first, NitroClaims) and first.kind == KIND_TPM:
+        return "this commit, and what an EC2 instance booted, whose memory its host can read"
+    return "this commit, and the launch of the confidential guest that asked for it"
+
+
+def _device(prefix: str, claims: TeeClaims) -> Iterator[Claim]:
+    for name, value in _said(claims):
+        yield Claim(prefix + name, value, _HARDWARE)
+    for name, measured in claims.measurements.items():
+        if any(measured):
+            yield Claim(prefix + name, measured.hex(), _HARDWARE)
+    yield Claim(prefix + "root", claims.signer.root, _ENDORSED)
+    yield Claim(prefix + "revocation", str(claims.signer.revocation.value), _ENDORSED)
+    if claims.not_shown:
+        yield Claim(prefix + "not_shown", ", ".join(claims.not_shown), _HARDWARE)
+
+
+def _said(claims: TeeClaims) -> Said:
+    """Yield what claims of every kind say, by name, in words where they are for people."""
+    if isinstance(claims, SnpClaims):
+        yield from _snp(claims)
+    elif isinstance(claims, TdxClaims):
+        yield from _tdx(claims)
+    elif isinstance(claims, NitroClaims):
+        yield "kind", claims.kind
+        yield "module", claims.document.module_id
+        yield "debug", claims.debug
+        yield "signed_time_ms", claims.document.timestamp
+    elif isinstance(claims, NvidiaClaims):
+        yield "model", claims.model or "unknown"
+        yield "driver", claims.report.driver
+        yield "vbios", claims.report.vbios
+    if claims.device is not None and not isinstance(claims, NitroClaims):
+        yield "device", claims.device.hex()
+
+
+def _snp(claims: SnpClaims) -> Said:
+    report = claims.report
+    yield "generation", claims.generation.value
+    yield "signing_key", report.signing_key.value
+    yield "debug", bool(report.policy & GuestPolicy.DEBUG)
+    yield "vmpl", report.vmpl
+    for name, tcb in (
+        ("reported", claims.reported),
+        ("committed", claims.committed),
+        ("launch", claims.launch),
+    ):
+        yield f"{name}_tcb", _tcb(tcb)
+    if claims.csp is not None:
+        yield "provider", claims.csp
+
+
+def _tdx(claims: TdxClaims) -> Said:
+    tcb = claims.tcb
+    yield "tcb", "not appraised" if tcb is None else tcb.status
+    if tcb is not None:
+        yield "tcb_date", tcb.date
+        if tcb.advisories:
+            yield "advisories", ", ".join(tcb.advisories)
+    yield "debug", bool(int.from_bytes(claims.quote.body.td_attributes, "little") & _DEBUG)
+    yield "platform", claims.pck.fmspc.hex()
+
+
+def _tcb(tcb: Tcb) -> str:
+    components: Mapping[str, int] = tcb.components()
+    return " ".join(f"{name}={number}" for name, number in components.items())
