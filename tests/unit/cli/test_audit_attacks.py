@@ -320,8 +320,44 @@ def test_leaves_staged_before_a_crash_are_shown_as_history(log: SoftLog) -> None
     log.reset()
     log.start(lost=[b"a" * 32, b"b" * 32])
     report = audited(log)
-    assert only(report)[:2] == (Code.HISTORY_LEAVES, Severity.NOTICE)
+    code, severity, said = only(report)
+    assert (code, severity) == (Code.HISTORY_LEAVES, Severity.GAP)
+    assert "or claimed by a commit that the history does not have" in said
     assert report.starts[-1].history == (log.size - 3, log.size - 1)
+
+
+def test_outputs_of_a_boot_that_is_withheld_whole_are_a_gap(log: SoftLog) -> None:
+    """The next start names the commit before it as the last one, and a counter that a forger certified meanwhile."""
+    log.reset()
+    log.files.append([b"o" * 32] * 3)
+    log.reset()
+    log.start()
+    found = {finding.code: finding.severity for finding in audited(log).findings}
+    assert found == {Code.HISTORY_LEAVES: Severity.GAP, Code.RESETS: Severity.GAP}
+
+
+def test_boots_without_a_commit_are_counted(log: SoftLog) -> None:
+    log.reset(reset_count=11)
+    log.start()
+    code, severity, said = only(audited(log))
+    assert (code, severity) == (Code.RESETS, Severity.GAP)
+    assert "3 resets lie between" in said
+
+
+@pytest.mark.parametrize(
+    ("allowed", "outcome", "statuses"),
+    [
+        (("llama", "qwen"), "verified", ["accepted", "accepted", "accepted"]),
+        (("llama",), "verified", ["accepted", "accepted", "warned"]),
+        (("qwen",), "rejected", ["rejected", "rejected", "warned"]),
+    ],
+)
+def test_a_model_that_the_policy_does_not_name_is_never_accepted_in_silence(
+    log: SoftLog, allowed: tuple[str, ...], outcome: str, statuses: list[str]
+) -> None:
+    report = audited(log, extra="".join(f'[[model]]\nname = "{name}"\n' for name in allowed))
+    assert report.outcome == outcome
+    assert [period.status for period in report.periods] == statuses
 
 
 def test_a_statement_that_is_none_is_false_and_a_later_kind_could_not_be_checked(log: SoftLog) -> None:

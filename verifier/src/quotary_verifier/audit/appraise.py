@@ -16,7 +16,7 @@ from quotary_verifier.evidence.tpm_keys import AttestationKey
 from quotary_verifier.logs.ima import IMA_PCR
 from quotary_verifier.logs.workload import TYPE_ENGINE, TYPE_MODEL, WorkloadLog
 from quotary_verifier.policy.appraise import appraise_platform
-from quotary_verifier.policy.findings import PlatformEvidence
+from quotary_verifier.policy.findings import PlatformEvidence, shown
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.endorsement import Endorsement, endorse
 from quotary_verifier.recipe.platform import Host
@@ -30,6 +30,9 @@ from quotary_verifier.wire.tpm import Attest, parse_attest
 FAIL: Final = "fail"
 WARN: Final = "warn"
 COULD_NOT: Final = "could-not"
+
+_NAMED: Final = 3
+"""Models that a message names."""
 
 
 class Judged(NamedTuple):
@@ -94,6 +97,7 @@ class Appraiser:
         if log is not None:
             epoch = log.epoch
             models = tuple(self._models(log, judged))
+            self._served(models, judged)
             engines = [
                 item.event.name for item in log.current if item.event and item.event.type == TYPE_ENGINE
             ]
@@ -172,6 +176,20 @@ class Appraiser:
                     rule.name in (None, event.name) and rule.weights in (None, event.digest) for rule in rules
                 )
             yield AuditedModel(event.name, event.digest.hex(), allowed)
+
+    def _served(self, models: tuple[AuditedModel, ...], judged: list[Judged]) -> None:
+        """Judge what may have served: nobody but the records tells which of the models made an output."""
+        others = [shown(model.name) for model in models if model.allowed is False]
+        rules = self._policy.workload
+        if not others or (rules is not None and rules.only_models):  # those rules say it themselves
+            return
+        names = f"{', '.join(others[:_NAMED])}{' and others' if len(others) > _NAMED else ''}"
+        if len(others) == len(models):
+            said = f"none of the models that may have served is one that the policy allows: {names}"
+            judged.append(Judged(Code.PLATFORM, "model", FAIL, said))
+        else:
+            said = f"models may have served beside those that the policy allows: {names}"
+            judged.append(Judged(Code.PLATFORM, "model", WARN, said))
 
     def _platform(
         self,

@@ -44,6 +44,7 @@ class Code(StrEnum):
     CHAIN_GAP = "chain.gap"
     LOST_COMMIT = "chain.lost-commit"
     CLOCK = "clock"
+    RESETS = "clock.resets"
     SLEEP = "clock.sleep"
     UNSAFE_CLOCK = "clock.unsafe"
     START = "start"

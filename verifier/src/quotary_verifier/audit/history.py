@@ -79,7 +79,7 @@ class HistoryFold:
         self._sink.extend(commit.findings)
         step = self._clock(commit, where)
         start = self._start(commit, entries, step)
-        self._range(commit, where, start is not None)
+        self._range(commit, where)
         lost = self._lost(commit, start, entries, root_at)
         began = self._chain(commit, where, step, start is not None, lost)
         self._boot(commit, step, began)
@@ -102,10 +102,15 @@ class HistoryFold:
         if before is None or commit.quoted is None:
             return None
         try:
-            return check_clock_step(before, commit.quoted.attest.clock)
+            step = check_clock_step(before, commit.quoted.attest.clock)
         except EvidenceError as error:
             self._sink.tell(Code.CLOCK, _FALSE, where, str(error))
             return None
+        if step.resets > 1:
+            between = f"{step.resets} resets lie between this commit and the one before"
+            message = f"{between}: of the boots in between the history has no commit"
+            self._sink.tell(Code.RESETS, _GAP, where, message)
+        return step
 
     def _start(
         self, commit: CheckedCommit, entries: Mapping[int, bytes], step: ClockStep | None
@@ -159,7 +164,7 @@ class HistoryFold:
             where = Place(commit=commit.number, leaf=commit.first)
             self._sink.tell(Code.RANGE, _FALSE, where, message)
 
-    def _range(self, commit: CheckedCommit, where: Place, started: bool) -> None:
+    def _range(self, commit: CheckedCommit, where: Place) -> None:
         size = self.state.position.size
         if commit.size <= size:
             self._sink.tell(
@@ -172,9 +177,6 @@ class HistoryFold:
                 where,
                 f"the commit claims from leaf {commit.first}, and the one before it ended at {size}",
             )
-        elif started and commit.first > max(size, 1):
-            message = f"leaves {max(size, 1)} to {commit.first - 1} are history: staged before a crash, never claimed"
-            self._sink.tell(Code.HISTORY_LEAVES, _NOTICE, Place(commit=commit.number, leaf=size), message)
 
     def _lost(
         self,
@@ -281,8 +283,7 @@ class HistoryFold:
                 " starts that left nothing here, or another history of this origin"
             )
             self._sink.tell(Code.START_SKIPPED, _GAP, where, message)
-        earlier = max(position.size, 1)
-        history = (earlier, commit.first) if commit.first > earlier else None
+        history = self._unclaimed(commit, len(lost))
         self.state.starts.append(
             AuditedStart(
                 commit.number,
@@ -298,6 +299,18 @@ class HistoryFold:
         position.counter, position.since_start = start.reading.value, 0
         if boot is not None:
             boot.clock, boot.time_ms = start.reading.clock.clock, start.record.time
+
+    def _unclaimed(self, commit: CheckedCommit, lost: int) -> tuple[int, int] | None:
+        """Return the leaves before the commit of a start that no commit claims; `lost` of them are boot records."""
+        earlier = max(self.state.position.size, 1)
+        if commit.first <= earlier:
+            return None
+        told = commit.first - earlier == lost
+        why = "" if told else ", or claimed by a commit that the history does not have"
+        message = f"leaves {earlier} to {commit.first - 1} are history: staged before a crash{why}"
+        where = Place(commit=commit.number, leaf=earlier)
+        self._sink.tell(Code.HISTORY_LEAVES, _NOTICE if told else _GAP, where, message)
+        return (earlier, commit.first)
 
     def _advance(self, commit: CheckedCommit) -> None:
         position = self.state.position
