@@ -34,7 +34,7 @@ _COLOURS = {"good": "green", "warning": "yellow", "wrong": "red", "not checked":
 @json_option
 def doctor(file: Path | None, state: Path | None, tpm: str | None, emulator: bool, as_json: bool) -> None:
     """Look at everything that the agent needs, and change nothing: configuration, state folder, TPM, PCRs,
-    certificates, clock, addresses, model servers. The agent may run meanwhile.
+    certificates, clock, addresses, model servers, confidential-computing hardware. The agent may run meanwhile.
 
     The exit code is 0 where nothing is wrong (warnings may stand), 4 where something is, 3 where something could not
     be looked at, 2 where the configuration cannot be used.
@@ -98,6 +98,7 @@ def _examine(config: AgentConfig) -> Iterator[Finding]:
     yield examine_certificates(folder, identity, moment)
     yield examine_clock(identity, moment)
     yield from examine_doors(config, running=running)
+    yield from _tee(config)
 
 
 def _tpm(config: AgentConfig, identity: HostIdentity) -> Iterator[Finding]:
@@ -114,6 +115,13 @@ def _tpm(config: AgentConfig, identity: HostIdentity) -> Iterator[Finding]:
     with tpm_of(config) as tcti:
         yield from examine_tpm(config.state.folder, identity, tcti, auths)
         yield from examine_boot_logs(identity, tcti, config.boot_logs.settings)
+
+
+def _tee(config: AgentConfig) -> Iterator[Finding]:
+    from quotary_attest.doctor_tee import examine_tee, places_of
+
+    devices = {root.kind: root.device for root in config.root}
+    yield from examine_tee(devices, places_of(devices))
 
 
 def _running(config: AgentConfig) -> Finding:

@@ -21,6 +21,7 @@ _COMMANDS = {
     "policy": ("quotary_cli.policy", "policy", "Make, check, compare and sign what you accept."),
     "agent": ("quotary_cli.agent", "agent", "Run the signing agent of an inference host."),
     "log": ("quotary_cli.log", "log", "Take a host's published log along, and look into it."),
+    "tee": ("quotary_cli.tee", "tee", "Look at confidential-computing hardware, and fetch its collateral."),
     "ca": ("quotary_cli.ca", "ca", "Run a certificate authority that endorses hosts."),
 }
 _NOUN = re.compile(r"(?<=: )(?:File|Directory|Path)(?= ')")

@@ -127,10 +127,11 @@ def loaded_handles(connection: Connection) -> list[int]:
     return found
 
 
-def read_nv(connection: Connection, index: int) -> bytes | None:
-    """Contents of an NV index that is read by its own empty authorisation; None where it is not defined.
+def read_nv(connection: Connection, index: int, *, reader: Any = None) -> bytes | None:
+    """Contents of an NV index; None where it is not defined.
 
-    It is read in chunks of what the TPM allows. Raises TpmError where it may not be read.
+    `reader`: the hierarchy whose authorisation reads it, None for the index's own empty one. It is read in chunks of
+    what the TPM allows. Raises TpmError where it may not be read.
     """
     with connection.scope() as scope:
         try:
@@ -143,5 +144,6 @@ def read_nv(connection: Connection, index: int) -> bytes | None:
         )
         data = b""
         while (left := int(public.nvPublic.dataSize) - len(data)) > 0:
-            data += bytes(connection.commands.nv_read(handle, min(left, chunk), len(data)))
+            part = connection.commands.nv_read(handle, min(left, chunk), len(data), auth_handle=reader)
+            data += bytes(part)
         return data

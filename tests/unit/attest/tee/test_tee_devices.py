@@ -23,7 +23,6 @@ from nvidia_forge import NvidiaForge
 from tee_devices import FakeNsm, FakeNvml, FakeTsm, failure, snp_mint, snp_table
 
 from quotary_attest.roots import EvidenceRoot, TeeEvidence
-from quotary_attest.tee import nvml as nvml_module
 from quotary_attest.tee.calls import Calls
 from quotary_attest.tee.errors import TeeBusy, TeeError, TeeGone, TeeMissing, TeeRefused, TeeWrong
 from quotary_attest.tee.nsm import NitroTpmDevice, NsmDevice
@@ -248,9 +247,9 @@ def test_without_the_package_an_operator_is_told_what_to_install(monkeypatch: py
     with pytest.raises(TeeMissing) as caught:
         load_nvml()
     assert "quotary[nvidia]" in caught.value.hint
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     assert NvidiaDevices().collect(D + GENESIS).evidence
-    assert nvml_module.load_nvml()
+    assert load_nvml().nvmlDeviceGetCount() == 1
 
 
 # --- the thread
