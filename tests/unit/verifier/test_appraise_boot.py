@@ -16,6 +16,7 @@ from tcg_logs import TcgWriter, Written, good_boot, guid_bytes, signature_list, 
 from quotary_verifier.logs import tcg_types as t
 from quotary_verifier.logs.tcg import ReplayedLog, parse_tcg_log
 from quotary_verifier.logs.uefi import GLOBAL, IMAGE_SECURITY, SHIM, file_names
+from quotary_verifier.policy import appraise_firmware
 from quotary_verifier.policy.findings import PlatformEvidence, Severity
 
 SHIM_IMAGE, GRUB_IMAGE = digest(b"shimx64.efi"), digest(b"grubx64.efi")
@@ -287,6 +288,21 @@ def test_a_command_line_that_fits_nothing_is_shown_with_its_event() -> None:
 @pytest.mark.parametrize("label", [b"grub_cmd: ", b"", b"note: ", b"MokList: "])
 def test_a_command_line_is_judged_whatever_the_log_calls_it(label: bytes) -> None:
     assert "fits no command line" in loader(LINES, evidence(cmdline(b"init=/bin/sh", label)))[0]
+
+
+def test_text_that_is_more_than_a_boot_has_fits_nothing_so_that_it_takes_no_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    boot = good_boot()
+    for number in range(20):
+        boot.events += [Written(8, t.EV_IPL, b"%04d " % number + b"x" * 1000)] * 2
+    rules = "[platform.boot]\ncommand_lines = ['.*']\n"
+    assert not appraised(rules, evidence(boot)).findings
+    monkeypatch.setattr(appraise_firmware, "_MAX_TEXTS", 11_000)
+    found = appraised(rules, evidence(boot)).findings
+    assert [item.found[:4] for item in found if item.found] == [
+        f"{number:04}" for number in range(10, 20) for _ in "ab"
+    ]
 
 
 def test_a_command_line_that_the_log_does_not_show_is_refused() -> None:

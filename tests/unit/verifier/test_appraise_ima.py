@@ -66,6 +66,20 @@ def test_a_known_digest_at_another_path_is_refused_unless_it_may_lie_anywhere() 
     assert not appraised(listed(anywhere), moved).findings
 
 
+def test_a_digest_that_lies_at_thousands_of_paths_is_told_with_a_few_of_them() -> None:
+    """Every system has thousands of empty files: a finding of each by each would take gigabytes."""
+    empty = [(f"/usr/lib/{number:05}/__init__.py", digest(b"").hex()) for number in range(5000)]
+    text = "[platform.ima]\n[[platform.ima.list]]\n" + 'file = "e.sha256sum"\nsha256 = "{}"\n'
+    data = "".join(f"{value}  {path}\n" for path, value in [*empty, *PROGRAMS]).encode()
+    of = ran(*[ng(f"/srv/{number}.py", digest(b"")) for number in range(50)])
+    name = digest(data)
+    found = appraised(text.format(name.hex()), of, lists={name: data}).findings
+    assert len(found) == 50
+    assert "; 5000 in all)" in found[0].message
+    assert found[0].allowed[0] == empty[0][0]
+    assert sum(len(item.allowed) for item in found) < 5000
+
+
 def test_every_unknown_file_is_told_up_to_a_bound_and_then_that_there_are_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

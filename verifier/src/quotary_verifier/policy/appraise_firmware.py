@@ -8,7 +8,7 @@ speaks of *every* event has to be accepted for what its digest shows, and nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError, MalformedError
@@ -29,6 +29,7 @@ from quotary_verifier.policy.findings import (
 )
 from quotary_verifier.policy.model import PlatformRules
 from quotary_verifier.policy.names import authority_name, entry_name, is_authority
+from quotary_verifier.policy.patterns import Pattern
 from quotary_verifier.policy.rules import BootRules, SecureBootRules
 from quotary_verifier.wire.attestation import BOOT_LOG_FIRMWARE
 from quotary_verifier.wire.bindings import ZERO
@@ -37,8 +38,10 @@ _SECURE_BOOT_PCR: Final = 7
 _LOADER_PCR: Final = 4
 _UKI_PCR: Final = 11
 _DEBUG: Final = "UEFI Debug Mode"
-"""What firmware with its debugger on measures into PCR 7 (PFP 1.06 section 3.3.4.8); some measure the zero behind it."""
+"""What firmware with its debugger on measures into PCR 7 (PFP 1.06 section 3.3.4.8), some with a zero behind it."""
 _MAX_ACTION: Final = 256
+_MAX_TEXTS: Final = 256 * 1024
+"""Characters of different texts in the loader PCRs that are held against patterns; GRUB's are some thousands."""
 _SECTION: Final = re.compile(r"\.[a-z0-9]{1,8}")
 """The name of a section of a unified kernel image: it only says that the section follows."""
 
@@ -234,11 +237,22 @@ def _loader(rules: BootRules, evidence: PlatformEvidence) -> Iterator[Finding]:
         why = f"the log shows no command line in PCR {where}; name the PCRs that this boot loader uses"
         yield Finding(rule, why, Severity.COULD_NOT)
     # The kernel's stub measures again what the loader measured, without its text: the same digest is the same text.
-    accepted = {event.digest for event in texts if any(line.fits(event.text or "") for line in lines or ())}
-    accepted |= rules.files or frozenset()
+    accepted = _fitting(texts, lines or ()) | (rules.files or frozenset())
     for event in log.events:
         if event.register in rules.pcrs and event.digest not in accepted and not _is_section(event):
             yield _loaded(rule, event, read.get(event.number))
+
+
+def _fitting(texts: Iterable[LoaderEvent], lines: Collection[Pattern]) -> frozenset[bytes]:
+    """Return the digests of the texts that fit a pattern; none that stands behind more text than a boot can have, since
+    who writes the log must not choose how long this takes."""
+    left, fits = _MAX_TEXTS, {}
+    for event in texts:
+        text = event.text or ""
+        if event.digest not in fits:
+            left -= len(text)
+            fits[event.digest] = left >= 0 and any(line.fits(text) for line in lines)
+    return frozenset([digest for digest, fit in fits.items() if fit])
 
 
 def _unexplained(log: ReplayedLog, pcr: int, evidence: PlatformEvidence) -> str:

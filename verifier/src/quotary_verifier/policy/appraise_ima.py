@@ -8,6 +8,7 @@ and one look-up; what remains is taken apart.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from heapq import nsmallest
 from typing import Final
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
@@ -35,6 +36,8 @@ _SHA256: Final = b"\x28\0\0\0sha256:\0"
 _DIGEST: Final = slice(12, 44)
 _PATH: Final = 48
 _UNKNOWN: Final = ()
+_NAMED: Final = 64
+"""Paths or digests that a finding names as allowed."""
 
 
 def appraise_ima(rules: ImaRules, evidence: PlatformEvidence, used: list[str]) -> Iterator[Finding]:
@@ -65,6 +68,7 @@ class _Appraiser:
         self._templates = frozenset(name.encode() for name in rules.templates)
         self._ignored = self._violations = 0
         self._by_path: dict[bytes, list[bytes]] | None = None
+        self._paths_of: dict[bytes, list[str]] = {}
 
     def findings(self, log: ReplayedIma) -> Iterator[Finding]:
         """Yield what is wrong with the proved records of a log, in order."""
@@ -188,14 +192,22 @@ class _Appraiser:
         """Say why a file is not allowed, and which digests or paths would be."""
         value = digest.value.hex()
         if known:
-            paths = [shown(item) for item in known]
-            return f"the policy knows its digest {value} at other paths only ({listed(paths)})", paths
+            paths = self._paths(digest.value, known)
+            more = f"; {len(known)} in all" if len(known) > len(paths) else ""
+            return f"the policy knows its digest {value} at other paths only ({listed(paths)}{more})", paths
         if digest.algorithm not in _ALGORITHMS or digest.kind != "ima":
             return f"its {digest.kind} digest by {digest.algorithm} cannot be looked up in an allow list", []
         allowed = self._allowed(path)
         if allowed:
             return f"its digest is {value}, and the policy allows {listed(allowed)} there", allowed
         return f"the policy allows neither its path nor its digest {value}", []
+
+    def _paths(self, digest: bytes, known: Collection[bytes]) -> list[str]:
+        """Return the first of the paths at which a digest may lie: a system has thousands of empty files."""
+        found = self._paths_of.get(digest)
+        if found is None:
+            found = self._paths_of[digest] = [shown(path) for path in nsmallest(_NAMED, known)]
+        return found
 
     def _allowed(self, path: bytes) -> list[str]:
         """Return the digests that the policy allows at a path."""
@@ -204,7 +216,7 @@ class _Appraiser:
             for digest, paths in self._rules.files.items():
                 for known in paths or ():
                     self._by_path.setdefault(known, []).append(digest)
-        return [digest.hex() for digest in self._by_path.get(path, ())]
+        return [digest.hex() for digest in self._by_path.get(path, [])[:_NAMED]]
 
     def _finding(
         self,

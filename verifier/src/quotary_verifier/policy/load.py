@@ -173,9 +173,9 @@ def _check_keys(text: str) -> None:
     for line in text.split("\n"):
         if line.count(".") <= _MAX_KEY_PARTS:
             continue
-        if not any(quotes in line for quotes in _LONG_QUOTES):
-            line = _QUOTED.sub("", line).partition("#")[0]
-        if line.count(".") > _MAX_KEY_PARTS:
+        long = any(quotes in line for quotes in _LONG_QUOTES)
+        keys = line if long else _QUOTED.sub("", line).partition("#")[0]
+        if keys.count(".") > _MAX_KEY_PARTS:
             raise PolicyError(
                 f"the policy has a line with more than {_MAX_KEY_PARTS} dots outside of strings"
             )

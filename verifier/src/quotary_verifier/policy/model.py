@@ -99,7 +99,7 @@ class PlatformRules:
         return not (self.pcrs or self.secure_boot or self.boot or self.ima)
 
     def pins_the_writer(self, warned: Mapping[str, int]) -> bool:
-        """Whether these rules say which kernel the writer of the workload log ran on; those that only warn do not count.
+        """Whether these rules say on which kernel the workload log was written; those that only warn do not count.
 
         They do where they fix PCR 4, or the images that were started. Another system can extend all that loaders,
         kernels and IMA measure (PCR 8 to 15) just as the right one would, as its logs are public; but the firmware
