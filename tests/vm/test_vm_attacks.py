@@ -101,7 +101,8 @@ class TestThirdBoot:
         third.run("busybox mv model.gguf good.gguf; busybox mv other.gguf model.gguf")
         assert third.run("start_engine; start_agent").strip(), third.console.shown()
         kept = keep(third, host.folder / "other-model")
-        third.run("busybox mv model.gguf other.gguf; busybox mv good.gguf model.gguf; cd /; busybox sync")
+        third.run("stop_agent; stop_engine; busybox mv model.gguf other.gguf; busybox mv good.gguf model.gguf")
+        assert third.run("start_engine; start_agent; cd /; busybox sync").strip(), third.console.shown()
         (finding,) = check(kept, host.policy).findings  # the platform is as it was
         assert finding["rule"] == "model"
         refused = verify(kept, host.policy)
@@ -113,7 +114,7 @@ class TestThirdBoot:
         path = run_unknown_program(third)
         refused = host.judged(third, "unknown-program")
         assert refused.code == 1
-        assert [finding["path"] for finding in refused.findings] == [path]
+        assert [finding["path"] for finding in refused.findings] == [path], refused.words
 
 
 @pytest.fixture(scope="class")
