@@ -15,7 +15,7 @@ from typing import Final
 import click
 
 from quotary_cli.auditworkers import OwnProcess, Processes, reading
-from quotary_cli.given import given_attestations, is_archive
+from quotary_cli.given import given_attestations, is_archive, read_most, taken_out
 from quotary_cli.logsource import OpenSource, open_source
 from quotary_cli.output import ExitCode, Failure
 from quotary_verifier.audit.commits import CommitChecker
@@ -26,7 +26,6 @@ from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.audit.state import MAX_STATE, AuditState, decode_state, encode_state
 from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.policy.model import Policy
-from quotary_verifier.wire.limits import MAX_ATTESTATION
 
 SAVED_EVERY: Final = 1024
 """Commits after which the state is written again."""
@@ -182,8 +181,6 @@ def read_records(place: Path) -> Iterator[GivenRecord]:
     for name, load in named_files(place):
         try:
             record = read_given(name, load())
-        except OSError as error:
-            raise Failure(f"{name}: {(error.strerror or '').lower()}", code=ExitCode.USAGE) from None
         except (MalformedError, UnsupportedError) as error:
             if name.endswith(_SUFFIX):
                 raise Failure(f"{name}: {error}", code=ExitCode.USAGE) from None
@@ -209,5 +206,4 @@ def named_files(place: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 
 def _read(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(MAX_ATTESTATION + 1)
+    return taken_out(read_most(file))

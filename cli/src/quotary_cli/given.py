@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attestations that people hold beside a log: single files, folders of them, archives."""
+"""Attestations that people hold beside a log: single files, answers that carry one, folders of both, archives."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from quotary_cli.output import ExitCode, Failure
 from quotary_cli.sources.archive import ArchiveSource
 from quotary_cli.sources.paths import SUFFIX, Part
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.wire.inband import strip
 from quotary_verifier.wire.limits import MAX_ATTESTATION
 
 _TAR = 262
@@ -27,7 +29,9 @@ class Given:
 
 
 def given_attestations(places: Iterable[Path], opened: ExitStack | None = None) -> Iterator[Given]:
-    """Yield each attestation: a file itself, `*.attestation` below a folder, those of an archive.
+    """Yield each attestation: a file itself or the one in it, those below a folder, those of an archive.
+
+    Below a folder that is `*.attestation`, and what answers carry in their body; other files are left out.
 
     Archives are kept open by `opened`; without it what they hold is read at once.
 
@@ -44,11 +48,32 @@ def given_attestations(places: Iterable[Path], opened: ExitStack | None = None) 
 
 
 def _folder(folder: Path) -> Iterator[Given]:
-    files = sorted(file for file in folder.rglob(f"*{SUFFIX}") if file.is_file())
-    if not files:
-        raise Failure(f"{folder}: the folder holds no attestations (*{SUFFIX})", code=ExitCode.USAGE)
-    for file in files:
-        yield Given(str(file), partial(_read, file))
+    found = False
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if file.name.endswith(SUFFIX) or _carries(file):
+            found = True
+            yield Given(str(file), partial(_read, file))
+    if not found:
+        raise Failure(
+            f"{folder}: the folder holds no attestations (*{SUFFIX}, or answers that carry one)",
+            code=ExitCode.USAGE,
+        )
+
+
+def _carries(file: Path) -> bool:
+    if file.stat().st_size > MAX_ATTESTATION:
+        return False
+    data = read_most(file)
+    return taken_out(data) is not data
+
+
+def taken_out(data: bytes) -> bytes:
+    """Return the attestation that an answer carries in its body, or the bytes themselves where they are none."""
+    try:
+        embedded = strip(data)[1]
+    except MalformedError:
+        return data
+    return data if embedded is None else embedded
 
 
 def _archive(place: Path, opened: ExitStack | None) -> Iterator[Given]:
@@ -68,15 +93,20 @@ def is_archive(place: Path) -> bool:
         raise _unreadable(place, error) from None
 
 
-def _read(file: Path) -> bytes:
+def read_most(file: Path) -> bytes:
+    """Return a file's bytes, or no more of them than show that it is longer than any attestation."""
     try:
         with file.open("rb") as opened:
-            data = opened.read(MAX_ATTESTATION + 1)
+            return opened.read(MAX_ATTESTATION + 1)
     except OSError as error:
         raise _unreadable(file, error) from None
+
+
+def _read(file: Path) -> bytes:
+    data = read_most(file)
     if len(data) > MAX_ATTESTATION:
         raise Failure(f"{file}: larger than any attestation", code=ExitCode.USAGE)
-    return data
+    return taken_out(data)
 
 
 def _unreadable(file: Path, error: OSError) -> Failure:
