@@ -63,9 +63,10 @@ def run(arguments: list[str]) -> int:
         failure = Failure(_lower(error.format_message()), code=ExitCode.USAGE)
     except Failure as error:
         failure = error
-    except BrokenPipeError:
-        # the reader of stdout went away: nothing is left to say, and Python must not try at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):
+        # the reader of stdout went away, for which click would exit with 1, our code for rejected evidence: nothing
+        # is left to say, and Python must not try at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.FAILURE
     except OSError as error:
         failure = Failure(_os_message(error), code=ExitCode.FAILURE, hint=_os_hint(error))

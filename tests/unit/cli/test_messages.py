@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -151,3 +153,13 @@ def test_an_address_that_is_taken_is_named_with_what_to_do(
     said = capsys.readouterr().err
     assert said.startswith("error: cannot listen on address ('127.0.0.1', ")
     assert "hint: name another address" in said
+
+
+def test_a_reader_that_goes_away_is_a_failure_and_no_rejection() -> None:
+    """`attest … | head`: click's own answer would be 1, which is our code for evidence that is false."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "quotary_cli", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (4, b"")
