@@ -2,7 +2,8 @@
 """Makes an allow list of what ran in good boots, and finds the files whose content changes by itself.
 
 A file that has another content in each boot, or several in one, cannot stand in an allow list. Where programs lie, it
-is listed all the same with every content that was seen, and told. Elsewhere its path is ignored: then nothing at that
+is listed all the same with every content that was seen, and told; so is what has no absolute path, as keys that the
+kernel took in and command lines of kernels that it started. Elsewhere its path is ignored: then nothing at that
 path is checked, a program that is put there included, so the paths are as narrow as can be and each stands in the
 policy.
 """
@@ -20,8 +21,11 @@ from quotary_cli.output import ExitCode, Failure, clean
 from quotary_verifier.errors import UnsupportedError
 from quotary_verifier.logs.ima_fields import decode
 
-PROGRAMS: Final = (b"/bin/", b"/boot/", b"/lib", b"/opt/", b"/sbin/", b"/usr/", b"/nix/", b"/snap/")
-"""Where programs lie: nothing below is ever ignored."""
+PROGRAMS: Final = (
+    *(b"/bin/", b"/boot/", b"/lib", b"/opt/", b"/sbin/", b"/usr/", b"/nix/", b"/snap/"),
+    b"/memfd:",
+)
+"""Where programs lie, in memory too: nothing below is ever ignored."""
 _LISTED: Final = frozenset({"sha256", "sha384", "sha512"})
 _ESCAPES: Final = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
 _NARROW: Final = 3
@@ -101,7 +105,7 @@ def ran(boots: Sequence[GoodBoot]) -> Ran:
     for contents in (one for origin in boots_of.values() for one in origin):
         for path, digests in contents.items():
             files[path] |= digests
-    unstable = tuple(sorted(path for path in changing if path.startswith(PROGRAMS)))
+    unstable = tuple(sorted(path for path in changing if not _may_change(path)))
     kept = {path: frozenset(files[path]) for path in _kept(files, ignore)}
     return Ran(kept, dict(sorted(ignore.items())), unstable, frozenset(templates), violations)
 
@@ -145,7 +149,7 @@ def _changing(boots: Sequence[Contents]) -> tuple[dict[str, str], set[bytes]]:
             changing.add(path)
     for path in sorted(changing):
         glob = _literal(path)
-        if glob is not None and not path.startswith(PROGRAMS):
+        if glob is not None and _may_change(path):
             ignore[glob] = "its content changes by itself"
     for folder, names in _new_names(boots).items():
         glob = _pattern(folder, names)
@@ -154,6 +158,11 @@ def _changing(boots: Sequence[Contents]) -> tuple[dict[str, str], set[bytes]]:
                 f"files with new names in each boot, as {clean(names[0].decode('utf-8', 'backslashreplace'))}"
             )
     return ignore, changing
+
+
+def _may_change(path: bytes) -> bool:
+    """Tell whether a file can change without harm: it has a place, and not one where programs lie."""
+    return path[:1] == b"/" and not path.startswith(PROGRAMS)
 
 
 def _new_names(boots: Sequence[Contents]) -> dict[bytes, list[bytes]]:
@@ -166,7 +175,7 @@ def _new_names(boots: Sequence[Contents]) -> dict[bytes, list[bytes]]:
         own: dict[bytes, list[bytes]] = defaultdict(list)
         for path in sorted(one.keys() - others):
             folder, _, name = path.rpartition(b"/")
-            if path[:1] == b"/" and not path.startswith(PROGRAMS):
+            if _may_change(path):
                 own[folder].append(name)
         for folder, names in own.items():
             found[folder].append(names)

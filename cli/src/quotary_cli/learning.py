@@ -22,7 +22,7 @@ from quotary_verifier.logs.tcg_boot import Boot, read_boot
 from quotary_verifier.logs.tcg_loaders import read_loader_events
 from quotary_verifier.logs.tcg_secureboot import SecureBoot, read_secure_boot
 from quotary_verifier.logs.tcg_types import EV_S_CRTM_VERSION, Tolerance
-from quotary_verifier.policy.findings import PlatformEvidence
+from quotary_verifier.policy.findings import PlatformEvidence, shown
 from quotary_verifier.policy.load_rules import TOLERANCES
 from quotary_verifier.policy.names import authority_name, entry_name, is_authority
 from quotary_verifier.policy.patterns import MAX_PATTERN, Pattern
@@ -40,6 +40,8 @@ LATE: Final = (11, 12, 13, 14, 15)
 _APPLICATIONS, _SECURE_BOOT, _IMA = 4, 7, 10
 _SPECIAL: Final = frozenset("\\.[](){}*+?|^$")
 _REASONS: Final = 3
+_VERSION: Final = 256
+"""Bytes of a firmware's version that are shown."""
 T = TypeVar("T")
 
 
@@ -100,7 +102,7 @@ def _firmware_version(boots: Sequence[GoodBoot]) -> str:
         log = boot.evidence.firmware
         for event in () if log is None else log.events:
             if event.untrusted_type == EV_S_CRTM_VERSION and event.covered:
-                return event.covered.decode("utf-16-le", "replace").rstrip("\0")
+                return shown(event.covered[:_VERSION].decode("utf-16-le", "replace").rstrip("\0"))
     return ""
 
 
@@ -226,6 +228,7 @@ def _with_values(kind: Kind) -> Kind:
     ruled = _ruled(kind)
     pcrs: dict[int, bytes] = {}
     varies: dict[int, str] = {}
+    zero: list[int] = []
     for pcr in range(16):
         if pcr in ruled or pcr == _IMA or any(pcr in boot.evidence.moving for boot in kind.boots):
             continue
@@ -235,13 +238,16 @@ def _with_values(kind: Kind) -> Kind:
         elif len(values) > 1:
             varies[pcr] = _why(kind, pcr)
         elif values == {ZERO} and pcr not in FIXED:
-            continue
+            zero.append(pcr)
         elif pcr in (*LATE, *LOADER_PCRS) and len(kind.boots) == 1:
             varies[pcr] = (
                 "a running system may extend it, and one boot does not show whether it stays as it is"
             )
         else:
             pcrs[pcr] = values.pop()
+    if zero:
+        said = f"PCR {', '.join(map(str, zero))} is zero in each boot and left open, as programs of a host may take it"
+        kind = _remarked(kind, said)
     return replace(kind, pcrs=pcrs, varies=varies)
 
 

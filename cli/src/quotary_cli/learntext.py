@@ -41,6 +41,10 @@ def platform_text(kinds: Sequence[Kind], ran: Ran | None, files: ListFile | None
         parts += _kind(kinds[0], "platform")
     if ran is not None and files is not None:
         parts += _ima(ran, files, aggregate)
+    else:
+        parts.append(
+            remark("PCR 10 is not asked for, as not every boot came with its IMA log: any file may run")
+        )
     if len(kinds) > 1:
         for kind in kinds:
             parts += _kind(kind, "reference")

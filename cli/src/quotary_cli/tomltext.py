@@ -12,8 +12,13 @@ _WIDTH = 100
 
 
 def string(text: str) -> str:
-    """Return a basic string."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Return a basic string, in which a terminal finds nothing to act on and a reader nothing that he cannot see."""
+    written = json.dumps(text, ensure_ascii=False)
+    return "".join([char if char.isprintable() else _escape(char) for char in written])
+
+
+def _escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 
 def strings(values: Iterable[str], *, sort: bool = True) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,41 @@ def test_new_names_are_ignored_only_where_no_programs_lie_and_a_part_is_constant
     assert learn(give(boots[0], "a"), give(boots[1], "b")) == 0
     assert checked(give(boots[0]), capsys)[0] == 0
     assert checked(give(boots[2]), capsys)[0] == 1
+
+
+@pytest.mark.parametrize("name", ["kexec-cmdline", ".ima", "/memfd:runner"])
+def test_keys_command_lines_and_programs_in_memory_that_change_are_listed_and_never_ignored(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    boots = [replace(FIRST, files={**PROGRAMS, name: b"%d" % number}, resets=number) for number in range(3)]
+    assert learn(give(boots[0], "a"), give(boots[1], "b")) == 0
+    assert f"had several contents: {name}" in capsys.readouterr().err
+    assert "ignore" not in tomllib.loads(Path("learned.toml").read_text())["platform"]["ima"]
+    assert checked(give(boots[1]), capsys)[0] == 0
+    assert checked(give(boots[2]), capsys)[0] == 1
+
+
+def test_nothing_that_a_log_says_breaks_out_of_the_policy(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = (
+        '"\'\\\n\r\u2028[tpm]\nsoftware = true\n[[pin]]\norigin = "evil.example/x"\n#\x1b[2J\u202e\x9b'
+        + "." * 40
+    )
+    names = {f"{start}{out}": start.encode() for start in ("/usr/bin/", "bare", "/var/lib/")}
+    one = replace(FIRST, version=out, files={**PROGRAMS, **names}, command_line=out.replace("\n", " "))
+    assert learn(give(one, "a"), give(replace(one, resets=8, disk=out.encode()), "b")) == 0
+    text = Path("learned.toml").read_text()
+    assert all(char.isprintable() or char == "\n" for char in text)
+    found, base = tomllib.loads(text), tomllib.loads(HOST.policy())
+    assert {key: value for key, value in found.items() if key not in ("platform", "model")} == base
+    assert found["platform"].keys() == {"pcrs", "secure_boot", "boot", "ima"}
+    assert checked(give(one), capsys)[0] == 0
+    assert checked(give(replace(one, files=PROGRAMS | {f"/usr/bin/{out}x": b"/usr/bin/"})), capsys)[0] == 1
+
+
+def test_registers_that_nobody_extended_are_said_to_be_left_open(learned: Path) -> None:
+    assert "PCR 11, 14 is zero in each boot and left open" in learned.read_text().replace("\n# ", " ")
 
 
 def test_a_violation_is_accepted_where_a_good_boot_had_one_and_told(
