@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,13 @@ from quotary_cli.logsource import open_source
 from quotary_cli.main import run
 from quotary_cli.output import Failure
 from quotary_verifier.audit import stream
+from quotary_verifier.audit.boots import OpenLog
 from quotary_verifier.audit.commits import CommitChecker, CommitsJob
 from quotary_verifier.audit.engine import Audit, new_state
 from quotary_verifier.audit.findings import Code, Severity
 from quotary_verifier.audit.opening import open_log
 from quotary_verifier.audit.report import AuditReport
-from quotary_verifier.audit.state import decode_state, encode_state
+from quotary_verifier.audit.state import AuditState, decode_state, encode_state
 from quotary_verifier.errors import MalformedError, PolicyError
 from quotary_verifier.tlog.compact import CompactRange, leaf_hashes
 from quotary_verifier.tlog.note import Note, sign_ed25519
@@ -190,6 +191,30 @@ def test_a_state_of_another_log_or_policy_or_a_damaged_one_is_refused(log: SoftL
             audited(log, state=state)
     with pytest.raises(MalformedError):
         decode_state(data[:50])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: setattr(state, "tiles", state.tiles + 1),
+        lambda state: setattr(state, "rows", [row + row for row in state.rows]),
+        lambda state: setattr(state.history.position, "commits", -1),
+        lambda state: setattr(state.history.position, "size", 1 << 64),
+        lambda state: setattr(state.history.open.periods[0], "attest", b"none"),
+        lambda state: state.history.open.logs.update(ima=OpenLog({10: b"a" * 32})),
+    ],
+)
+def test_a_state_that_contradicts_itself_is_refused(
+    log: SoftLog, tmp_path: Path, change: Callable[[AuditState], object]
+) -> None:
+    log.outputs(600)
+    state = tmp_path / "state"
+    audited(log, state=state)
+    held = decode_state(state.read_bytes())
+    change(held)
+    state.write_bytes(encode_state(held))
+    with pytest.raises(Failure, match="contradict each other"):
+        audited(log, state=state)
 
 
 def test_the_engine_takes_no_state_of_another_policy(log: SoftLog) -> None:

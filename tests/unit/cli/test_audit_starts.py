@@ -12,9 +12,11 @@ from agents import policy_of
 from soft_log import CHAIN, SoftLog
 
 from quotary_cli.auditing import Wanted, audit_source
+from quotary_verifier.audit import boots
 from quotary_verifier.audit.findings import Code, Place, Severity
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.audit.sink import MAX_FINDINGS, Sink
+from quotary_verifier.audit.state import decode_state
 from quotary_verifier.wire.records import Boot, BootTpm
 
 AT = 1_790_000_100
@@ -149,3 +151,21 @@ def test_findings_are_counted_all_and_kept_as_far_as_anybody_reads() -> None:
         sink.tell(Code.WORKLOAD, Severity.COULD_NOT, Place("blob/x", number), "there is no blob/x")
     assert dict(sink.by_severity()) == {Severity.FALSE: MAX_FINDINGS + 5, Severity.COULD_NOT: 1}
     assert len(sink.kept) == MAX_FINDINGS + 1
+
+
+def test_a_boot_log_that_grows_with_every_commit_takes_bounded_memory(
+    log: SoftLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boots, "MAX_PREFIXES", 3)
+    log.start()
+    for size in range(10, 20):
+        log.boot_logs = {"ima": (bytes([size]) * 32, size)}
+        log.pcrs[10] = bytes([size]) * 32
+        log.outputs()
+    state = tmp_path / "state"
+    report = audit_source(Wanted(str(log.finish()), policy_of(log.origin), AT, state=state))
+    assert any("not all are checked" in finding.message for finding in report.findings)
+    held = decode_state(state.read_bytes()).history.open
+    assert held is not None
+    kept = held.logs["ima"]
+    assert kept.prefixes.keys() == kept.ima.keys() == kept.commits.keys() == {10, 11, 19}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from quotary_verifier.audit.commits import CheckedCommit, Quoted
@@ -87,6 +88,11 @@ class OpenLog:
         """The length of the longest prefix."""
         return max(self.prefixes)
 
+    def forget(self, size: int) -> None:
+        """Let go of a prefix."""
+        for kept in (self.prefixes, self.ima, self.commits):
+            kept.pop(size, None)
+
 
 @dataclass(slots=True)
 class OpenBoot:
@@ -141,15 +147,17 @@ class OpenBoot:
     def _logs(self, commit: CheckedCommit, pcrs: dict[int, bytes]) -> str:
         for name, (digest, size) in commit.boot_logs.items():
             log = self.logs.setdefault(name, OpenLog())
+            if size < next(
+                reversed(log.prefixes), 0
+            ):  # the longest, as none that is shorter is kept behind it
+                return f"the boot log {name[:64]} shrank within the boot"
             if log.prefixes.setdefault(size, digest) != digest:
                 return f"two digests are named for the first {size} bytes of the boot log {name[:64]}"
-            if size < log.longest:
-                return f"the boot log {name[:64]} shrank within the boot"
+            log.commits.setdefault(size, commit.number)
             if name == BOOT_LOG_IMA and log.ima.setdefault(size, pcrs[IMA_PCR]) != pcrs[IMA_PCR]:
                 return f"PCR {IMA_PCR} moved, and the boot log {name[:64]} that is named did not"
-            log.commits.setdefault(size, commit.number)
             log.quoted = pcrs
             if len(log.prefixes) > MAX_PREFIXES:  # the longest is kept, and one before it is not checked
-                log.prefixes.pop(list(log.prefixes)[-2])
+                log.forget(next(islice(reversed(log.prefixes), 1, None)))
                 self.cut = True
         return ""

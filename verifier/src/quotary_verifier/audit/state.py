@@ -20,7 +20,10 @@ from quotary_verifier.audit.history import History
 from quotary_verifier.audit.report import AuditedBoot, AuditedStatement, Period
 from quotary_verifier.audit.sink import Sink
 from quotary_verifier.audit.witnessing import Witnesses
-from quotary_verifier.errors import MalformedError
+from quotary_verifier.errors import EvidenceError, MalformedError
+from quotary_verifier.tlog.merkle import HASH_SIZE, MAX_TREE_SIZE
+from quotary_verifier.tlog.tiles import TILE_WIDTH
+from quotary_verifier.wire.tpm import parse_attest
 
 SCHEMA: Final = "quotary-audit-state/v1"
 MAX_STATE: Final = 256 * 1024 * 1024
@@ -42,6 +45,8 @@ class AuditState:
     witnesses: Witnesses = field(default_factory=Witnesses)
     tiles: int = 0
     rows: list[bytes] = field(default_factory=list)
+    tees: dict[str, int] = field(default_factory=dict)
+    """Commits with a line of each kind of TEE, by its name."""
 
 
 def encode_state(state: AuditState) -> bytes:
@@ -70,7 +75,33 @@ def decode_state(data: bytes) -> AuditState:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MalformedError("the file is no state of an audit") from None
     assert isinstance(state, AuditState)
+    if not _fits_together(state):
+        raise MalformedError("the parts of the state of the audit contradict each other")
     return state
+
+
+def _fits_together(state: AuditState) -> bool:
+    """Tell whether an audit can go on from a state: its tree is of its size, and its periods have quotes."""
+    position, history = state.history.position, state.history
+    if not (
+        0 <= position.commits <= position.size <= MAX_TREE_SIZE and state.tiles == position.size // TILE_WIDTH
+    ):
+        return False
+    left = state.tiles
+    for row in state.rows:
+        left, hashes = divmod(left, TILE_WIDTH)
+        if len(row) != HASH_SIZE * hashes:
+            return False
+    boots = [*history.asleep, *([] if history.open is None else [history.open])]
+    try:
+        for boot in boots:
+            for period in boot.periods:
+                parse_attest(period.attest).require_quote()
+    except (MalformedError, EvidenceError):
+        return False
+    return not left and all(
+        log.prefixes.keys() == log.commits.keys() for boot in boots for log in boot.logs.values()
+    )
 
 
 def _pack(value: Any) -> Any:
