@@ -24,6 +24,9 @@ _COMMANDS = {
     "tee": ("quotary_cli.tee", "tee", "Look at confidential-computing hardware, and fetch its collateral."),
     "ca": ("quotary_cli.ca", "ca", "Run a certificate authority that endorses hosts."),
 }
+_CLICK_GIVES_UP = 1
+"""What click exits with where the reader of stdout went away; no command of ours raises SystemExit with it."""
+
 _NOUN = re.compile(r"(?<=: )(?:File|Directory|Path)(?= ')")
 """Where click begins a sentence within a message: invalid value for 'FILE': File 'x' does not exist."""
 
@@ -63,7 +66,9 @@ def run(arguments: list[str]) -> int:
         failure = Failure(_lower(error.format_message()), code=ExitCode.USAGE)
     except Failure as error:
         failure = error
-    except (BrokenPipeError, SystemExit):
+    except (BrokenPipeError, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != _CLICK_GIVES_UP:
+            raise  # a command of ours ends with its own code
         # the reader of stdout went away, for which click would exit with 1, our code for rejected evidence: nothing
         # is left to say, and Python must not try at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
