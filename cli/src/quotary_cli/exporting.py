@@ -144,8 +144,8 @@ class Exporter:
                     whole = self._source.read(f"blob/{digest.hex()}", MAX_BLOB)
                 except SourceMissing:
                     continue
-                while waiting and _begins(whole, *waiting[-1]):
-                    waiting.pop()
+                begins = _beginnings(whole, {size for _, size in waiting})
+                waiting = [(name, size) for name, size in waiting if begins.get(size) != name]
         return found
 
     def _entries(self, leaves: list[int], size: int) -> set[bytes]:
@@ -184,8 +184,13 @@ class Exporter:
             self._tell(self._writer.files, self._total)
 
 
-def _begins(whole: bytes, digest: bytes, size: int) -> bool:
-    return size <= len(whole) and sha256(memoryview(whole)[:size]).digest() == digest
+def _beginnings(whole: bytes, sizes: Iterable[int]) -> dict[int, bytes]:
+    """Return the SHA-256 of the first bytes of a log, for each size that it has; all of it is hashed once."""
+    found, running, at = {}, sha256(), 0
+    for size in sorted(size for size in sizes if size <= len(whole)):
+        running.update(memoryview(whole)[at:size])
+        found[size], at = running.digest(), size
+    return found
 
 
 def _tiles(size: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from quotary_verifier.audit.findings import Code, Place, Severity
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.audit.sink import MAX_FINDINGS, Sink
 from quotary_verifier.audit.state import decode_state
+from quotary_verifier.audit.stream import MAX_STALE
 from quotary_verifier.wire.records import Boot, BootTpm
 
 AT = 1_790_000_100
@@ -123,6 +124,24 @@ def test_a_commit_that_stands_twice_in_the_history_does_not_grow_it(log: SoftLog
     report = audited(log)
     assert (report.findings[0].code, report.findings[0].severity) == (Code.RANGE, Severity.FALSE)
     assert "has 24 leaves, and had 24 before" in report.findings[0].message
+
+
+def test_commits_that_do_not_grow_the_tree_are_not_read_without_end(log: SoftLog) -> None:
+    """A server may publish a size that no history reaches, and send history files for as long as it is asked."""
+    log.start()
+    made = log.commit(first=log.size - 1)
+    for _ in range(3 * MAX_STALE):
+        log.publish(made)
+    log.files.append([b"e" * 32])
+    made = log.commit()
+    for _ in range(3 * MAX_STALE):
+        log.publish(made)
+    log.outputs(1)
+    report = audited(log)
+    assert report.log is not None
+    assert report.log.commits <= MAX_STALE + 4
+    assert not report.complete
+    assert any(f"more than {MAX_STALE} commits do not grow" in finding.message for finding in report.findings)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from quotary_verifier.tlog.tiles import TILE_WIDTH
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.history import COMMITS_PER_FILE
 
+MAX_STALE: Final = 256
+"""Commits whose tree does not grow that are looked at: each is false, and a server could send them without end."""
+
 _MAX_CUTS: Final = 2048
 """Checkpoints in one job: what waits for a job is bounded by it."""
 
@@ -60,6 +63,7 @@ class CommitStream:
         if self._size >= end:
             return
         number, skip = divmod(self._commits, COMMITS_PER_FILE)
+        stale = 0
         for file in self._workers.commits(_files(number, skip)):
             for commit in file.commits:
                 if commit.size > end:
@@ -67,6 +71,11 @@ class CommitStream:
                         f"commit {commit.number} is of {commit.size} leaves, past the checkpoint"
                     )
                     return
+                stale += commit.size <= self._size
+                if stale > MAX_STALE:
+                    self.problem = self._ends(f"the trees of more than {MAX_STALE} commits do not grow")
+                    return
+                self._size = max(self._size, commit.size)
                 yield commit
                 if commit.size == end:
                     self.problem = file.problem  # of what follows, which no commit before it makes good
