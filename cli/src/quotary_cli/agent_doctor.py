@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import click
 
 from quotary_cli.agent_client import call
-from quotary_cli.agent_roots import examine_roots
 from quotary_cli.agent_run import read_config, tpm_of
 from quotary_cli.agent_tpm import EMULATOR, emulator_option, host_failures, read_choice, tpm_option
 from quotary_cli.enrolment import FILE, json_option, now, read_passphrase
@@ -93,7 +92,6 @@ def _examine(config: AgentConfig) -> Iterator[Finding]:
             yield from _tpm(config, identity)
         except Failure as error:
             yield wrong("tpm", error)
-    yield from examine_roots(config)
     moment = now()
     yield examine_certificates(folder, identity, moment)
     yield examine_clock(identity, moment)
