@@ -11,6 +11,7 @@ from typing import Final
 
 from quotary_verifier.audit.findings import Code, Finding, Place, Severity
 from quotary_verifier.audit.reading import Absent, Blobs, Read, blob_path
+from quotary_verifier.audit.tees import tee_lines
 from quotary_verifier.audit.workloads import Workloads
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tpm_keys import AttestationKey, attestation_key
@@ -24,7 +25,12 @@ from quotary_verifier.evidence.tpm_quote import (
 )
 from quotary_verifier.recipe.platform import Host
 from quotary_verifier.tlog.checkpoint import Checkpoint, parse_checkpoint
-from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_key_id, hardware_lines_by_id
+from quotary_verifier.tlog.hardware import (
+    IDENTIFIER_TPM2_QUOTE,
+    hardware_key_id,
+    hardware_lines_by_id,
+    tee_key_ids,
+)
 from quotary_verifier.tlog.note import TYPE_ED25519, Note, key_id, parse_note, verify_ed25519
 from quotary_verifier.tlog.tiles import numbered_path
 from quotary_verifier.wire.bindings import ZERO, chain_extend, commit_digest
@@ -49,7 +55,8 @@ class Quoted:
 class CheckedCommit:
     """A commit that could be taken apart. `quoted` is None where its quote is false or could not be checked.
 
-    `digest` is D, `before` the chain PCR before it as the support states it: the quoted values prove it.
+    `digest` is D, `before` the chain PCR before it as the support states it: the quoted values prove it. `tees` are
+    the kinds of its TEE lines, of which nothing is verified.
     """
 
     number: int
@@ -63,6 +70,7 @@ class CheckedCommit:
     certificates: tuple[bytes, ...]
     boot_logs: Mapping[str, tuple[bytes, int]]
     findings: tuple[Finding, ...]
+    tees: tuple[str, ...] = ()
 
     @property
     def after(self) -> bytes:
@@ -90,7 +98,7 @@ class CheckedFile:
 class CommitChecker:
     """Checks the commits of one origin."""
 
-    __slots__ = ("_host", "_key", "_lines", "_note_id", "_read", "_workloads")
+    __slots__ = ("_host", "_key", "_lines", "_note_id", "_read", "_tees", "_workloads")
 
     def __init__(self, host: Host, read: Read) -> None:
         """Take an origin whose AK may attest. Raises as `attestation_key`."""
@@ -98,6 +106,7 @@ class CommitChecker:
         self._key: AttestationKey = attestation_key(host.public, host.identity.ak_parent)
         identifier = IDENTIFIER_TPM2_QUOTE
         self._lines = {hardware_key_id(host.origin, identifier, host.spki): identifier}
+        self._tees = tee_key_ids(host.origin)
         self._note_id = key_id(host.origin, TYPE_ED25519, host.genesis.note_key)
         self._read = read
         self._workloads = Workloads(Blobs(read), host.identity.workload_pcr)
@@ -139,6 +148,11 @@ class CommitChecker:
         digest = commit_digest(self._host.origin, commit.first, note.text)
         findings = list(self._note(note, number))
         quoted, problems = self._quote(commit, note, checkpoint, digest, number)
+        tees: tuple[str, ...] = ()
+        try:
+            tees = tee_lines(commit, note, self._host.origin, self._tees)
+        except (MalformedError, EvidenceError) as error:
+            problems.append(_finding(Code.TEE, number, str(error)))
         return CheckedCommit(
             number,
             commit.first,
@@ -151,6 +165,7 @@ class CommitChecker:
             support.certificates,
             commit.boot_logs,
             (*findings, *problems),
+            tees,
         )
 
     def _note(self, note: Note, number: int) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from quotary_verifier.audit.state import AuditState
 from quotary_verifier.audit.statements import Statements
 from quotary_verifier.audit.stream import CommitStream, JobStream, Queued, Workers
 from quotary_verifier.audit.subtrees import Subtree
+from quotary_verifier.audit.tees import tee_findings
 from quotary_verifier.audit.tree import TreeFold
 from quotary_verifier.audit.unknown import unknowable
 from quotary_verifier.audit.witnessing import WitnessFold
@@ -176,6 +177,8 @@ class Audit:
         if self._history.resets(commit):
             self._close()
         start = self.state.history.position.size
+        for name in commit.tees:
+            self.state.tees[name] = self.state.tees.get(name, 0) + 1
         self._history.add(commit, self._entries, self._roots.get)
         boot = self.state.history.open
         self._witnesses.commit(commit, None if boot is None else boot.number)
@@ -237,6 +240,7 @@ class Audit:
         sink, position = state.sink, state.history.position
         self._close()
         sink.extend(self._ending)
+        sink.extend(tee_findings(state.tees, self._policy, position.commits))
         complete = self.resumable and position.size == opened.checkpoint.size
         if self._stream.problem is not None:
             sink.add(self._stream.problem)

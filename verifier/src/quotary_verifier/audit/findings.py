@@ -40,6 +40,7 @@ class Code(StrEnum):
     QUOTE = "commit.quote"
     PCRS = "commit.pcrs"
     WORKLOAD = "commit.workload"
+    TEE = "commit.tee"
     CHAIN = "chain"
     CHAIN_GAP = "chain.gap"
     LOST_COMMIT = "chain.lost-commit"

@@ -18,20 +18,10 @@ from quotary_verifier.evidence.tee.snp import SnpClaims
 from quotary_verifier.evidence.tee.snp_rules import SnpRules, appraise_snp
 from quotary_verifier.evidence.tee.tdx import TdxClaims
 from quotary_verifier.evidence.tee.tdx_rules import TdxRules, appraise_tdx
-from quotary_verifier.tlog.hardware import (
-    IDENTIFIER_NITRO,
-    IDENTIFIER_NVIDIA,
-    IDENTIFIER_SEV_SNP,
-    IDENTIFIER_TDX,
-)
+from quotary_verifier.tlog.hardware import TEE_IDENTIFIERS, tee_name
 from quotary_verifier.wire.frozen import frozen
 
-TEE_NAMES: Final[Mapping[str, str]] = {
-    IDENTIFIER_SEV_SNP: "sev-snp",
-    IDENTIFIER_TDX: "tdx",
-    IDENTIFIER_NITRO: "nitro",
-    IDENTIFIER_NVIDIA: "nvidia",
-}
+TEE_NAMES: Final[Mapping[str, str]] = {identifier: tee_name(identifier) for identifier in TEE_IDENTIFIERS}
 """Every identifier that this verifier knows, and the name that policies and verdicts have for it."""
 
 

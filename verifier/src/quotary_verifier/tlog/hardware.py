@@ -58,6 +58,11 @@ def hardware_key_id(origin: str, identifier: str, key: bytes) -> bytes:
     return key_id(origin, TYPE_CUSTOM, key, identifier=identifier)
 
 
+def tee_name(identifier: str) -> str:
+    """Return the name that policies and verdicts have for a kind of TEE line: the middle of its identifier."""
+    return identifier.split("/")[1]
+
+
 def tee_key_ids(origin: str) -> dict[bytes, str]:
     """Return the key ids of all TEE lines that an origin can have, and their identifiers."""
     return {hardware_key_id(origin, identifier, b""): identifier for identifier in TEE_IDENTIFIERS}
