@@ -11,7 +11,7 @@ import pytest
 from appraising import HEAD, digest
 
 from quotary_verifier import MalformedError, PolicyError, load_policy
-from quotary_verifier.policy import lists
+from quotary_verifier.policy import lists, load
 from quotary_verifier.policy.lists import ListName, check_file, parse_list
 from quotary_verifier.policy.load import policy_lists
 from quotary_verifier.policy.rules import ImaRules
@@ -122,6 +122,19 @@ def test_files_named_one_by_one_join_those_of_lists() -> None:
     assert set(files[digest(b"ls")] or ()) == {b"/bin/ls", b"/usr/bin/ls"}
     assert files[digest(b"sh")] is None
     assert files[bytes(64)] == (b"/x",)
+
+
+def test_a_policy_cannot_have_one_list_read_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = with_list().decode().removeprefix(HEAD)
+    with pytest.raises(PolicyError, match=r"names debian\.sha256sum twice"):
+        loaded(with_list(more=named))
+    sets = "".join(
+        f'[[reference]]\nname = "{name}"\n{named.replace("platform", "reference")}' for name in "abc"
+    )
+    assert len(load_policy((HEAD + sets).encode(), {digest(LIST): LIST}).references) == 3
+    monkeypatch.setattr(load, "_MAX_DIGESTS", 5)
+    with pytest.raises(PolicyError, match="more digests than all reference sets may have"):
+        load_policy((HEAD + sets).encode(), {digest(LIST): LIST})
 
 
 def test_many_paths_of_one_digest_are_kept_all() -> None:

@@ -43,6 +43,7 @@ _STATES = {
     "client-gone": State.CLIENT_GONE,
 }
 _MAX_KEY_PARTS = 32
+_MAX_DIGESTS = 1 << 20
 _LONG_QUOTES = ('"""', "'''")
 _QUOTED = re.compile(r"""\"(?:[^"\\\n]|\\.)*+\"?+|'[^'\n]*+'?+""")
 
@@ -121,11 +122,17 @@ def _platform(table: Table, lists: Mapping[bytes, bytes]) -> PlatformRules:
 
 
 def _references(tables: list[Table], lists: Mapping[bytes, bytes]) -> tuple[ReferenceSet, ...]:
-    found = []
+    found: list[ReferenceSet] = []
+    digests = 0
     for table in tables:
         name = table.take("name", str)
         rules = _platform(table, lists)
         table.finish()
+        digests += 0 if rules.ima is None else len(rules.ima.files)
+        if digests > _MAX_DIGESTS:
+            table.fail(
+                "ima", "has more digests than all reference sets may have; common ones go to [platform.ima]"
+            )
         if rules.empty:
             table.fail("", "fits every host: it needs PCR values, or rules on logs")
         found.append(ReferenceSet(name, rules))

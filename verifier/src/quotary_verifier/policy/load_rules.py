@@ -205,9 +205,13 @@ def _files(table: Table, lists: Mapping[bytes, bytes]) -> Files:
         path = item.maybe("path", str)
         item.finish()
         _allow(found, digest, None if path is None else [path.encode()])
+    named: set[bytes] = set()
     for item in table.tables("list"):
         bound = item.take("paths", bool, True)
         name = _list_name(item)
+        if name.sha256 in named:
+            table.fail("list", f"names {name.file} twice")
+        named.add(name.sha256)
         for digest, paths in _given(item, name, lists).items():
             _allow(found, digest, _absolute(name, paths) if bound else None)
         if len(found) > _MAX_ENTRIES:
