@@ -61,6 +61,8 @@ def audit(
     """
     moment = parse_time(at)
     rules = policy.read(moment)
+    if html is not None and not html.parent.is_dir():
+        raise Failure(f"{html}: there is no folder {html.parent}", code=ExitCode.USAGE)
     report = audit_source(Wanted(source, rules, moment, records, state, jobs, progress=not as_json))
     if html is not None:
         _write(html, audit_page(report, source, policy=str(policy.path)))

@@ -19,6 +19,7 @@ from quotary_verifier.policy.load import MAX_POLICY, load_policy
 _SIGNED = b"\xd2"
 _LISTS = b"list"
 _HINT = "docs/spec/policy.md describes every key"
+_HINT_ENDED = "to judge as of an earlier time, say which with --at"
 _HINT_SIGNED = "docs/spec/signed-policy.md says what is checked of a signed policy"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -96,13 +97,16 @@ def read_policy(
             from quotary.policyfile import PolicyTrust, load_trusted
 
             policy = load_trusted(data, PolicyTrust(keys, state=state), moment, path.parent)
-        policy.require_current(moment)
-        return policy
     except PolicyError as error:
         hint = _HINT_SIGNED if keys or data.startswith(_SIGNED) else _HINT
         if data.startswith(_SIGNED) and not keys:
             hint = "name the public key of its author with --policy-key"
         raise Failure(f"{path}: {error}", code=ExitCode.USAGE, hint=hint) from None
+    try:
+        policy.require_current(moment)
+    except PolicyError as error:
+        raise Failure(f"{path}: {error}", code=ExitCode.USAGE, hint=_HINT_ENDED) from None
+    return policy
 
 
 def read_bytes(path: Path, most: int = MAX_POLICY + 4096) -> bytes:

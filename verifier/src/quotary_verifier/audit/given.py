@@ -89,6 +89,11 @@ def _check_record(name: str, data: bytes) -> None:
     raise MalformedError(f"{name} is neither an attestation nor a record")
 
 
+def _names(names: list[str]) -> str:
+    """Name a few of them."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 @dataclass(slots=True)
 class Matching:
     """What was matched so far: the leaf of each entry, ranges of leaves without a record, and how many they are."""
@@ -158,21 +163,29 @@ class Records:
                 for record in records:
                     self._elsewhere(record, "the history has no commit with this checkpoint")
         matching = self._matching
-        places, unmatched = [], []
+        places: list[tuple[str, int]] = []
+        unmatched: list[str] = []
+        elsewhere: list[str] = []
+        missing: list[str] = []
         for record in self._given:
             leaf = matching.leaves.get(record.entry)
-            if leaf is None:
-                unmatched.append(record.name)
-            else:
+            if leaf is not None:
                 places.append((record.name, leaf))
-        if unmatched and complete:
-            names = ", ".join(unmatched[:3]) + (
-                f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else ""
-            )
+                continue
+            unmatched.append(record.name)
+            (missing if record.origin in (None, self._host.origin) else elsewhere).append(record.name)
+        given = len(self._given)
+        if missing and complete:
             message = (
-                f"{len(unmatched)} of {len(self._given)} records that were given are not in the log: {names}"
+                f"{len(missing)} of {given} records that were given are not in the log: {_names(missing)}"
             )
             sink.tell(Code.RECORD_UNMATCHED, Severity.FALSE, Place(), message)
+        if elsewhere and complete:
+            message = (
+                f"{len(elsewhere)} of {given} attestations that were given say that they are of other logs, which show"
+                f" whether they hold: {_names(elsewhere)}"
+            )
+            sink.tell(Code.RECORD_UNMATCHED, Severity.COULD_NOT, Place(), message)
         if matching.omitted:
             message = f"{matching.omitted} leaves that commits claim have no record among those given"
             first = matching.ranges[0][0] if matching.ranges else None

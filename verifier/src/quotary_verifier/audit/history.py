@@ -226,6 +226,8 @@ class HistoryFold:
             return "explained"
         found = (
             f"the chain PCR was {before.hex()} before the commit; the one before left {position.chain.hex()}"
+            if before != position.chain
+            else "the TPM was reset since the last quote that holds, and the chain PCR does not begin at zero"
         )
         if started or (step is not None and not step.same_boot) or not position.commits:
             message = f"{found}: what was extended in between, no commit tells"
