@@ -21,7 +21,9 @@ from quotary_verifier.policy.findings import PlatformEvidence
 from quotary_verifier.wire.attestation import DIGEST_BYTES, Attestation
 
 _MANY: Final = 2
-_LOGS_HINT: Final = "name the folder or archive that has the logs with --with-logs"
+_LOGS_HINT: Final = (
+    "name the folder or archive that has the logs with --with-logs; folders within a folder are not searched"
+)
 
 EVIDENCE = click.Path(path_type=Path, exists=True)
 logs_option = click.option(

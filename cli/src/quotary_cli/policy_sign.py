@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from quotary_cli.enrolment import FILE, json_option, out_option, show, write_file
+from quotary_cli.enrolment import FILE, json_option, show, write_file
 from quotary_cli.moments import parse_time, show_time
 from quotary_cli.output import ExitCode, Failure
 from quotary_cli.policy_key import opened_key, passphrase_option, tpm_option
@@ -50,7 +50,13 @@ _DAY = 86_400
     help="When it ends (default: what POLICY says); RFC 3339 or seconds since 1970.",
 )
 @click.option("--days", type=click.IntRange(1, 36_500), help="When it ends, in days from now.")
-@out_option
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to write the signed policy.",
+)
 @json_option
 def sign(
     policy: Path,

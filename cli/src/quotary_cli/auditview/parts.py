@@ -91,13 +91,14 @@ def _periods(report: AuditReport) -> str:
         first = stretch.first
         found = (f"{rule}, {severity}: {message}" for rule, severity, message in first.findings)
         endorsed = f"endorsed by {first.endorsed_by}" if first.endorsed_by else "pinned"
+        software = f"software TPM: {first.software_tpm}" if first.software_tpm else ""
         return [
             text(stretch.boot),
             _times(stretch.span.time_ms),
             text(run_of(stretch.span.first_commit, stretch.span.last_commit)),
             _status(stretch.status) + (tag("div", text(first.reference)) if first.reference else ""),
             _list(found) + _pcrs(stretch),
-            text("; ".join(part for part in (endorsed, first.software_tpm) if part)),
+            text("; ".join(part for part in (endorsed, software) if part)),
             text(_workload(stretch)),
         ]
 
