@@ -101,7 +101,9 @@ class TestThirdBoot:
         third.run("busybox mv model.gguf good.gguf; busybox mv other.gguf model.gguf")
         assert third.run("start_engine; start_agent").strip(), third.console.shown()
         kept = keep(third, host.folder / "other-model")
-        third.run("stop_agent; stop_engine; busybox mv model.gguf other.gguf; busybox mv good.gguf model.gguf")
+        third.run(
+            "stop_agent; stop_engine; busybox mv model.gguf other.gguf; busybox mv good.gguf model.gguf"
+        )
         assert third.run("start_engine; start_agent; cd /; busybox sync").strip(), third.console.shown()
         (finding,) = check(kept, host.policy).findings  # the platform is as it was
         assert finding["rule"] == "model"
