@@ -41,7 +41,7 @@ rejected  gpu-07.tar
 
 log        gpu-07.example.net/abcdefghabcdefghabcdefghabcdefgh
            20,001 leaves in 200 commits
-           begun 2026-09-21 14:13, AK ECC P-256
+           begun 2026-09-21 14:13 by the host's clock, AK ECC P-256
 
 boots      by the host's clock, which is the host's word, in UTC
         0  2026-09-21 14:13 to 2026-09-22 10:13  accepted  commits 0-39
@@ -54,7 +54,7 @@ boots      by the host's clock, which is the host's word, in UTC
            other values than in the boot before: PCR 4
            2 numbers of the start counter skipped before commit 80
 
-models     that the workload log lists, and so may have served
+models     that the workload log lists, and so may have served, by the host's clock
            2026-09-21 14:13 to 2026-09-22 10:13  llama-3.1-8b, qwen-3-32b
            2026-09-22 14:13 to 2026-09-23 10:13  llama-3.1-8b
            2026-09-23 14:13 to 2026-09-24 10:13  llama-3.1-8b, qwen-3-32b

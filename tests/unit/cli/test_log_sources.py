@@ -149,6 +149,8 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n11170\r\n" + bytes(70000), "more than 65536 bytes"),
         (HEAD + b"Content-Length: 9\r\n\r\nshort", "does not answer: "),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "does not answer: "),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n" + bytes(70000), "a size below zero"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n-9\r\n" + bytes(70000), "a size below zero"),
         (HEAD + b"X: " + bytes(70000), "does not answer: "),
         (b"SSH-2.0-OpenSSH\r\n", "does not answer: "),
         (b"", "does not answer: "),

@@ -98,7 +98,8 @@ def _log(report: AuditReport, log: AuditedLog) -> Iterator[str]:
     resumed = "" if log.resumed is None else f", gone on from {number(log.resumed)}"
     yield f"log        {clean(log.origin)}"
     yield f"           {plural(log.size, 'leaf', 'leaves')}{reached} in {plural(log.commits, 'commit')}{resumed}"
-    yield f"           begun {instant(log.genesis_time_ms)}, AK {clean(log.ak_algorithm)}{_own(log)}"
+    begun = f"begun {instant(log.genesis_time_ms)} by the host's clock"
+    yield f"           {begun}, AK {clean(log.ak_algorithm)}{_own(log)}"
 
 
 def _own(log: AuditedLog) -> str:
@@ -151,7 +152,7 @@ def _models(report: AuditReport, everything: bool) -> Iterator[str]:
     if not made:
         return
     yield ""
-    yield "models     that the workload log lists, and so may have served"
+    yield "models     that the workload log lists, and so may have served, by the host's clock"
     shown = made if everything else made[-_ROWS:]
     if len(shown) < len(made):
         yield f"           {plural(len(made) - len(shown), 'earlier period')} (--explain shows all)"
@@ -164,7 +165,8 @@ def _others(report: AuditReport, everything: bool) -> Iterator[str]:
     if report.statements:
         newest = report.statements[-1]
         yield ""
-        yield f"statements {plural(len(report.statements), 'statement')}, the newest of {instant(newest.time_ms)}"
+        count = plural(len(report.statements), "statement")
+        yield f"statements {count}, the newest of {instant(newest.time_ms)} by the host's clock"
     quorums = [item for item in report.witnesses if item.time is not None]
     yield ""
     if quorums:

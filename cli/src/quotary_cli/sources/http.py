@@ -69,7 +69,17 @@ class _Timed(io.RawIOBase):
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """What http.client asks of a socket."""
-        return io.BufferedReader(self, _BLOCK)
+        return _Buffered(self, _BLOCK)
+
+
+class _Buffered(io.BufferedReader):
+    """http.client takes a negative size of a chunk for a number, and would read without end."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to `size` bytes."""
+        if size is None or size < 0:
+            raise http.client.HTTPException("a size below zero")
+        return super().read(size)
 
 
 class _Response(http.client.HTTPResponse):
@@ -142,7 +152,7 @@ class HttpSource(Source):
             reused = self._connected()
             try:
                 status, data = self._exchange(target, path, most)
-            except (OSError, http.client.HTTPException, UnicodeError) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 self._drop()
                 if wait is None or not (reused or self._answered) or isinstance(error, ssl.SSLError):
                     self._give_up(error)
@@ -185,7 +195,10 @@ class HttpSource(Source):
                 f"{self.name}: the server points to another place for {path}, which is not followed",
                 hint="name the address where the log is",
             )
-        raise SourceFailed(f"{self.name}: the server answers {status} for {path}")
+        raise SourceFailed(
+            f"{self.name}: the server answers {status} for {path}",
+            hint="an agent's proxy has its log below /quotary/v1/",
+        )
 
     def _give_up(self, error: Exception) -> NoReturn:
         if isinstance(error, ssl.SSLCertVerificationError):
