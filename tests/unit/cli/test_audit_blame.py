@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from agents import policy_of
+from audit_samples import boot, period, report
 from soft_log import SoftLog
 
 from quotary_cli.auditing import Wanted, audit_source
+from quotary_cli.auditview.html import audit_page
 from quotary_cli.main import run
 from quotary_verifier.audit.findings import Code, Severity
 from quotary_verifier.audit.report import AuditReport
@@ -38,11 +40,11 @@ def audited(log: SoftLog, *records: Path) -> AuditReport:
 
 def test_an_attestation_of_another_host_is_no_falsehood_of_this_log(log: SoftLog) -> None:
     log.finish()
-    report = audited(log, OTHER)
-    (finding,) = (one for one in report.findings if one.code is Code.RECORD_UNMATCHED)
+    audit = audited(log, OTHER)
+    (finding,) = (one for one in audit.findings if one.code is Code.RECORD_UNMATCHED)
     assert finding.severity is Severity.COULD_NOT
     assert "of other logs" in finding.message
-    assert report.exit_code == 3
+    assert audit.exit_code == 3
 
 
 def test_a_gap_after_a_false_commit_does_not_show_two_equal_values(log: SoftLog) -> None:
@@ -80,3 +82,13 @@ def test_a_policy_that_ended_is_told_with_what_helps_and_not_with_the_list_of_ke
     assert "ended at 2026-01-01" in said
     assert "--at" in said
     assert "every key" not in said
+
+
+def test_models_of_one_name_are_told_apart_by_their_weights_in_the_timeline() -> None:
+    host = boot(0)
+    first = period(host, part=(0, 20))
+    second = period(host, part=(20, 40))
+    others = replace(second, models=(replace(second.models[0], digest="ab" * 32),))
+    page = audit_page(report([host], [first, others]), "gpu-07.tar")
+    assert "model llama-3.1-8b, weights abababab…" in page
+    assert "model llama-3.1-8b, weights" not in audit_page(report([host], [first]), "gpu-07.tar")

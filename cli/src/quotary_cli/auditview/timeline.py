@@ -7,6 +7,7 @@ that it shows stands in the tables too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -202,13 +203,15 @@ def _models(report: AuditReport, axis: Axis) -> Iterator[tuple[str, str]]:
         ((stretch.span, stretch.models) for stretch in stretches(report.periods)),
         lambda _, after: after.first_commit not in begins,
     )
+    named = Counter(model.name for model, _ in lanes)
     for model, spans in lanes[:MAX_MODELS]:
+        weights = f", weights {model.digest[:8]}…" if named[model.name] > 1 else ""
         kind = "bad" if model.allowed is False else "model"
         bars = (
             _bar(axis.extent(span), kind, f"{model.name}: {lasting(span.time_ms)}, {_range(span)}")
             for span in spans
         )
-        yield f"model {short(model.name, _NAME)}", "".join(bars)
+        yield f"model {short(model.name, _NAME)}{weights}", "".join(bars)
     if len(lanes) > MAX_MODELS:
         rest = lanes[MAX_MODELS:]
         bars = (_bar(axis.extent(span), "model", f"{model.name}") for model, spans in rest for span in spans)
