@@ -321,3 +321,32 @@ async def test_a_root_that_was_opened_by_its_name_binds_and_closes() -> None:
     assert files.asked == [(D + GENESIS, 1)]
     await root.close()
     await root.close()
+
+
+def test_the_package_itself_has_what_is_used_of_it_and_says_that_there_is_no_driver() -> None:
+    package = pytest.importorskip("pynvml")
+    used = [name for name in vars(FakeNvml) if name.startswith("nvml")]
+    assert len(used) == 6
+    assert all(callable(getattr(package, name)) for name in used)
+    report = package.c_nvmlConfComputeGpuAttestationReport_t()
+    report.nonce = (type(report.nonce)._type_ * 32)(*D)
+    assert bytes(report.nonce) == D
+    assert (len(bytes(report.attestationReport)), report.attestationReportSize) == (0x2000, 0)
+    chain = package.c_nvmlConfComputeGpuCertificate_t()
+    assert (len(bytes(chain.attestationCertChain)), chain.attestationCertChainSize) == (0x1400, 0)
+    with pytest.raises(TeeMissing, match="cannot be asked") as caught:
+        NvidiaDevices(FailingLibrary(package)).collect(D + GENESIS)
+    assert "libnvidia-ml" in caught.value.hint
+
+
+class FailingLibrary:
+    """The package, on a machine without the driver's library, whatever this machine has."""
+
+    def __init__(self, package: Any) -> None:
+        self._package = package
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._package, name)
+
+    def nvmlInit(self) -> None:
+        raise self._package.NVMLError(self._package.NVML_ERROR_LIBRARY_NOT_FOUND)
