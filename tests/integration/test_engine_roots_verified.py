@@ -12,17 +12,27 @@ from pathlib import Path
 
 import pytest
 from agents import AT, Naps, judge, make_state, policy_of, running, settled
-from amd_pki import AmdForge
+from amd_pki import AmdForge, ca_extensions, certificate, rsa_key
+from device_forge import NOW as MADE
+from nvidia_forge import NvidiaForge
 from soft_snp import SoftSnp, in_its_time
+from tee_devices import FakeNvml, FakeTsm, cert_table, snp_mint
 from tpms import Tpm
 
-from quotary_attest.agent import Agent
+from quotary_attest.agent import Agent, World
 from quotary_attest.engine.further import FurtherRoot
 from quotary_attest.log.export import export
+from quotary_attest.tee.certtable import ASK, VCEK
+from quotary_attest.tee.nvml import NvidiaDevices
+from quotary_attest.tee.root import DeviceRoot, TeeOptions
+from quotary_attest.tee.tsm import SnpDevice
 from quotary_cli.main import run
 from quotary_cli.sources.archive import ArchiveSource
 from quotary_verifier.errors import Rejected
-from quotary_verifier.evidence.tee.amd_certs import Generation
+from quotary_verifier.evidence.tee.amd_certs import AmdRoots, Generation
+from quotary_verifier.evidence.tee.device_pki import PinnedRoot
+from quotary_verifier.evidence.tee.lines import TeeRoots
+from quotary_verifier.evidence.tee.nvidia import Architecture, NvidiaRules
 from quotary_verifier.evidence.tee.snp_rules import SnpRules
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.policy.tee import TeeRules
@@ -30,6 +40,7 @@ from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.verdict import CheckState, Verdict
 from quotary_verifier.recipe.verify import Question, verify
 from quotary_verifier.tlog.hardware import (
+    IDENTIFIER_NVIDIA,
     IDENTIFIER_SEV_SNP,
     HardwareLine,
     encode_hardware_line,
@@ -218,3 +229,34 @@ async def test_what_vouches_for_a_line_is_in_archives_and_static_files(pair: Pai
     with ArchiveSource.open(archive) as source:
         for part in (part for parts in pair.snp.support.endorsements.values() for part in parts):
             assert source.read(f"blob/{sha256(part).hexdigest()}", 1 << 20) == part
+
+
+async def test_devices_as_the_kernel_has_them_bind_one_commit_beside_the_tpm(
+    tpm: Tpm, tmp_path: Path
+) -> None:
+    """The whole way: configfs-tsm and NVML, their roots, one commit with three lines, and a policy for all."""
+    forge, gpus, days = AmdForge(), [NvidiaForge(), NvidiaForge(number=41)], (-200, 330)
+    name, key = forge.ark_name, rsa_key("ark", forge.bits)
+    ark = certificate(name, name, key, key, ca_extensions(), serial=1, days=days)
+    amd = AmdRoots.from_der({forge.generation: ark})
+    trusted = TeeRoots(amd=amd, nvidia=PinnedRoot(gpus[0].root.der))
+    table = cert_table((VCEK, forge.leaf(days=days)), (ASK, forge.issuer(days=days)))
+    kernel = FakeTsm(snp_mint(forge), auxblob=table)
+    options = TeeOptions(roots=trusted, now=lambda: MADE)
+    devices = (SnpDevice(kernel), NvidiaDevices(FakeNvml(gpus)))
+    roots = [FurtherRoot(DeviceRoot(device, options), required=True) for device in devices]
+    rules = TeeRules(
+        required=frozenset({"sev-snp", "nvidia"}),
+        snp=SnpRules(generations=frozenset({Generation.GENOA})),
+        nvidia=NvidiaRules(architectures=frozenset({Architecture.HOPPER})),
+        roots=trusted,
+    )
+    make_state(tpm, tmp_path / "state")
+    world = World(now=lambda: int(MADE.timestamp()) * 1000, sleep=Naps())
+    async with running(tpm, tmp_path / "state", world=world, roots=roots, tee_roots=trusted) as agent:
+        delivered = await agent.attest(BODY)
+        policy = replace(policy_of(agent.origin), tee=rules)
+        verify(delivered.encoded, Question(BODY, int(MADE.timestamp())), policy)
+    identifiers = [tee.identifier for tee in Attestation.decode(delivered.encoded).tees]
+    assert identifiers == [IDENTIFIER_SEV_SNP, IDENTIFIER_NVIDIA]
+    assert kernel.entries == {}
