@@ -68,8 +68,7 @@ def judge_tees(
 ) -> tuple[JudgedTee, ...]:
     """Do the step: every line is judged, and the first false one is named with the number of the others.
 
-    A line of a kind that the policy does not mention is false where its evidence is; where it cannot be checked, it is
-    listed as not understood.
+    That holds for a line of a kind that the policy does not mention, too: it is verified, and not appraised.
 
     Raises:
         Stopped: a line is false, breaks a rule, or one that the policy requires is not there.
@@ -88,11 +87,7 @@ def judge_tees(
             false.append(_named(one.name, error))
             continue
         except UnsupportedError as error:
-            if rules.has_rules(one.name):
-                unjudged.append(_named(one.name, error))
-            else:
-                run.not_understood.append(f"note: the line of {one.name} could not be checked: {error}")
-                said.append(f"{one.name} could not be checked, and the policy does not mention it")
+            unjudged.append(_named(one.name, error))
             continue
         judged.append(found)
         said.append(f"{one.name} {'accepted' if found.appraised else 'verified, not appraised'}")
@@ -104,7 +99,7 @@ def judge_tees(
     elif judged:
         run.passed(Step.TEE, "; ".join(said))
     else:
-        run.skip(Step.TEE, "; ".join(said) or "the note carries none, and the policy requires none")
+        run.skip(Step.TEE, "the note carries none, and the policy requires none")
     run.notices += _notices(judged, rules)
     return tuple(judged)
 
