@@ -452,3 +452,29 @@ def test_a_commit_without_the_logs_own_line_is_false_whatever_its_quote_says(log
     code, severity, said = only(audited_again(log))
     assert (code, severity) == (Code.NOTE, Severity.FALSE)
     assert "no Ed25519 line" in said
+
+
+def test_a_model_that_was_in_force_between_two_commits_only_is_named(log: SoftLog) -> None:
+    log.epoch(("llama", "qwen", "evil"))
+    log.epoch(("llama",))
+    log.outputs(1)
+    code, severity, said = only(audited(log))
+    assert (code, severity) == (Code.EPOCHS, Severity.GAP)
+    assert "that no commit tells of: evil" in said
+
+
+def test_a_swap_while_nothing_was_served_is_no_gap(log: SoftLog) -> None:
+    log.epoch(("llama", "qwen", "phi"))
+    log.epoch(("phi",))
+    log.outputs(1)
+    assert audited(log).findings == ()
+
+
+@pytest.mark.parametrize(("pcr", "severity"), [(0, Severity.GAP), (7, Severity.GAP), (9, Severity.NOTICE)])
+def test_a_sleep_in_which_the_firmwares_registers_change_may_be_a_boot(
+    log: SoftLog, pcr: int, severity: Severity
+) -> None:
+    log.clock = replace(log.clock, restart_count=1)
+    log.pcrs[pcr] = b"p" * 32
+    log.outputs(1)
+    assert only(audited(log))[:2] == (Code.SLEEP, severity)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from quotary_verifier.audit.appraise import COULD_NOT, FAIL, Appraised, Appraiser
 from quotary_verifier.audit.bootlogs import ReplayedLogs, replay_logs
@@ -16,8 +17,10 @@ from quotary_verifier.audit.witnessing import WitnessFold
 from quotary_verifier.audit.workloads import Workloads
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.logs.workload import WorkloadLog
+from quotary_verifier.policy.findings import shown
 from quotary_verifier.wire.frozen import frozen
 
+_NAMED: Final = 3
 _SEVERITIES = {FAIL: Severity.POLICY, COULD_NOT: Severity.COULD_NOT}
 
 
@@ -44,6 +47,7 @@ class BootCloser:
         logs = replay_logs(boots[-1], self._blobs, self._own, quoted)
         sink.extend(logs.findings)
         periods = [self._periods(boot, logs, witnesses, sink) for boot in boots]
+        self._between([(boot.number, period) for boot in boots for period in boot.periods], sink)
         return ClosedBoot(
             tuple(_boot(boot, logs) for boot in boots), tuple(period for part in periods for period in part)
         )
@@ -78,6 +82,23 @@ class BootCloser:
             return self._workloads.get(period.workload)
         except (Absent, MalformedError, EvidenceError, UnsupportedError):
             return None
+
+    def _between(self, periods: list[tuple[int, OpenPeriod]], sink: Sink) -> None:
+        """Tell of models that were listed in a boot only while nothing was committed."""
+        reached, known = -1, set[str]()
+        for boot, period in periods:
+            log = self._workload(period)
+            if log is None or log.epoch == reached:
+                continue
+            known.update(self._workloads.models(period.workload, log.epoch, log.epoch))
+            passed = self._workloads.models(period.workload, reached + 1, log.epoch - 1)
+            if others := [shown(name) for name in passed if name not in known]:
+                names = f"{', '.join(others[:_NAMED])}{' and others' if len(others) > _NAMED else ''}"
+                message = f"between two commits models were in force that no commit tells of: {names}"
+                stretch = period.stretch
+                where = Place(commit=stretch.first_commit, leaf=stretch.first_leaf, boot=boot)
+                sink.tell(Code.EPOCHS, Severity.GAP, where, message)
+            reached = log.epoch
 
     def _tell(self, boot: OpenBoot, period: OpenPeriod, appraised: Appraised, sink: Sink) -> None:
         stretch = period.stretch

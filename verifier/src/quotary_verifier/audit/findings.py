@@ -41,6 +41,7 @@ class Code(StrEnum):
     PCRS = "commit.pcrs"
     WORKLOAD = "commit.workload"
     TEE = "commit.tee"
+    EPOCHS = "commit.epochs"
     CHAIN = "chain"
     CHAIN_GAP = "chain.gap"
     LOST_COMMIT = "chain.lost-commit"

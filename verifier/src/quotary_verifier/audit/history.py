@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from quotary_verifier.audit.boots import OpenBoot, Stretch
 from quotary_verifier.audit.commits import CheckedCommit
@@ -25,6 +26,9 @@ from quotary_verifier.wire.tpm import ClockInfo
 
 RootAt = Callable[[int], bytes | None]
 """Return the root of the tree of so many leaves, of those that the commit at hand added; None where it is not known."""
+
+_FIRMWARE: Final = range(8)
+"""PCRs that nothing extends once the kernel runs."""
 
 _FALSE, _NOTICE, _GAP, _COULD_NOT = Severity.FALSE, Severity.NOTICE, Severity.GAP, Severity.COULD_NOT
 
@@ -209,8 +213,7 @@ class HistoryFold:
         same_boot = step is not None and step.same_boot
         if before == position.chain and position.commits and not (step is not None and step.resets):
             if step is not None and step.restarts:
-                message = "the host slept: its restart count rose, and the chain goes on"
-                self._sink.tell(Code.SLEEP, _NOTICE, where, message)
+                self._sleep(commit, where)
             return "continued"
         if before == ZERO:
             if position.commits and same_boot:
@@ -237,6 +240,19 @@ class HistoryFold:
                 Code.CHAIN, _FALSE, where, f"{found}, and no start of the agent lies between them"
             )
         return "gap"
+
+    def _sleep(self, commit: CheckedCommit, where: Place) -> None:
+        """Tell of a sleep, which changes no register: a reset behind TPM2_Shutdown(STATE) is counted alike."""
+        boot, quoted = self.state.open, commit.quoted
+        moved: list[int] = []
+        if boot is not None and boot.quoted and quoted is not None and quoted.pcrs is not None:
+            moved = [pcr for pcr in _FIRMWARE if quoted.pcrs[pcr] != boot.quoted[pcr]]
+        if moved:
+            kept = f"the restart count rose, and the chain goes on as after sleep; PCR {moved[0]} did not keep its value"
+            self._sink.tell(Code.SLEEP, _GAP, where, f"{kept}: the host may have booted anew")
+        else:
+            message = "the host slept: its restart count rose, and the chain goes on"
+            self._sink.tell(Code.SLEEP, _NOTICE, where, message)
 
     def _boot(self, commit: CheckedCommit, step: ClockStep | None, began: str) -> None:
         """Take the commit into its boot, which may be a new one."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Final
 
 from quotary_verifier.audit.reading import Blobs
-from quotary_verifier.errors import EvidenceError
+from quotary_verifier.errors import EvidenceError, UnsupportedError
 from quotary_verifier.logs.cel import parse_log
-from quotary_verifier.logs.workload import WorkloadLog, read_log
+from quotary_verifier.logs.workload import TYPE_MODEL, TYPE_SEPARATOR, WorkloadEvent, WorkloadLog, read_log
 
 MAX_WORKLOAD_LOG: Final = 64 * 1024 * 1024
 """Bytes of the workload log of one boot that an audit reads."""
@@ -40,13 +40,30 @@ class Workloads:
             self._kept[named] = log
         return log
 
+    def models(self, named: tuple[bytes, int] | None, first: int, last: int) -> tuple[str, ...]:
+        """Return the names of the models that the epochs `first` to `last` of a log list. Raises as `get`."""
+        if named is None or first > last:
+            return ()
+        epoch, found = 0, []
+        for content in self._contents(named):
+            try:
+                event = WorkloadEvent.decode(content)
+            except UnsupportedError:
+                continue  # `get` tells of it
+            if event.type == TYPE_SEPARATOR:
+                epoch += 1
+            elif event.type == TYPE_MODEL and first <= epoch <= last:
+                found.append(event.name)
+        return tuple(dict.fromkeys(found))
+
     def _replay(self, named: tuple[bytes, int] | None) -> WorkloadLog:
-        if named is None:
-            return read_log(())
+        return read_log(() if named is None else self._contents(named))
+
+    def _contents(self, named: tuple[bytes, int]) -> list[bytes]:
         digest, size = named
         data = self._blobs.get(digest, MAX_WORKLOAD_LOG)
         if size > len(data):
             raise EvidenceError(
                 f"{size} leading bytes of a workload log are named, and it has {len(data)} in all"
             )
-        return read_log([record.content for record in parse_log(data[:size], pcr=self._pcr)])
+        return [record.content for record in parse_log(data[:size], pcr=self._pcr)]
