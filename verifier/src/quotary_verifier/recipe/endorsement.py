@@ -54,9 +54,9 @@ def endorse(
         if pinned:
             return Endorsement(True, None, None, False)
         raise EvidenceError(
-            "no certificate endorses the AK, and the policy does not pin this origin"
+            f"no certificate endorses the AK, and the policy does not pin the origin {origin}"
             if policy.authorities
-            else "the policy does not pin this origin"
+            else f"the policy does not pin the origin {origin}"
         )
     problems: list[str] = []
     unsupported = False
