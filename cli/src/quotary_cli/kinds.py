@@ -127,20 +127,30 @@ def _enrolment(kind: int, value: dict[int, Any]) -> Content:
 def _attestation(data: bytes) -> Content:
     attestation = Attestation.decode(data)
     genesis = Genesis.decode(attestation.genesis)
+    origin = genesis.origin(attestation.genesis)
     return {
         "bytes": len(data),
-        "origin": genesis.origin(attestation.genesis),
+        "origin": origin,
         "index": attestation.index,
         "path_hashes": len(attestation.path) // 32,
         "record": _record(attestation.record),
         "genesis": genesis_view(attestation.genesis),
         "note": note_view(attestation.note),
         "supports": [support_view(support) for support in attestation.supports],
+        "tees": _tees(attestation, origin),
         "request_key": "present" if attestation.request_key else "dropped",
         "boot_logs": {name: boot_log_view(log) for name, log in attestation.boot_logs.items()},
         "later_checkpoints": [note_view(later.note) for later in attestation.later],
         "not_understood": list(attestation.not_understood),
     }
+
+
+def _tees(attestation: Attestation, origin: str) -> list[Content]:
+    if not attestation.tees:
+        return []
+    from quotary_cli.teelines import tee_lines_view
+
+    return tee_lines_view(attestation, origin)
 
 
 def _boot(data: bytes) -> Content:
