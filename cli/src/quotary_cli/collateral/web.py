@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One GET to a maker's server: bounded in size and time, without redirects, and said before it is done."""
+"""One GET to a maker's server: bounded in size and silence, without redirects, and said before it is done."""
 
 from __future__ import annotations
 

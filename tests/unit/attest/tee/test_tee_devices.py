@@ -186,6 +186,7 @@ async def test_all_devices_of_a_host_answer_the_commit_in_one_evidence(with_root
     found = await root.bind(D + GENESIS)
     accepted("quotary/nvidia/v1", found)
     assert sorted(found.endorsements) == ["device-0", "device-1"]
+    assert device_root().der not in [der for path in found.endorsements.values() for der in path]
     assert nvml.running == 0
 
 
