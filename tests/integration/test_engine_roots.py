@@ -22,6 +22,7 @@ from quotary_attest.log.store import Store
 from quotary_attest.roots import RequiredRootFailed, RootError
 from quotary_attest.state import read_identity
 from quotary_cli.auditing import Wanted, audit_source
+from quotary_verifier.audit.findings import Code, Severity
 from quotary_verifier.evidence.tee.lines import Bound, verify_tee_line
 from quotary_verifier.tlog.hardware import IDENTIFIER_SEV_SNP, hardware_lines
 from quotary_verifier.tlog.note import parse_note
@@ -292,7 +293,9 @@ async def test_an_audit_passes_commits_with_lines_of_both_roots(tpm: Tpm, folder
         export(agent.store, folder / "static")
         origin = agent.origin
     report = audit_source(Wanted(str(folder / "static"), policy_of(origin), AT))
-    assert report.findings == ()
+    (finding,) = report.findings
+    assert (finding.code, finding.severity) == (Code.TEE, Severity.NOTICE)
+    assert "3 of 5 commits" in finding.message
     assert report.outcome == "verified"
 
 
