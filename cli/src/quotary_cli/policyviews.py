@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from datetime import timedelta
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quotary_cli.moments import show_time
 from quotary_verifier.errors import MalformedError, PolicyError
 from quotary_verifier.policy.model import PlatformRules, Policy
+
+if TYPE_CHECKING:
+    from quotary_verifier.policy.tee import TeeRules
 
 Content = dict[str, Any]
 
@@ -71,6 +78,7 @@ def _view(policy: Policy) -> Content:
             }
             for model in policy.models
         ],
+        "tee": None if policy.tee is None else _tee(policy.tee),
         "opaque_events": policy.opaque_events,
         "states": sorted(state.name.lower() for state in policy.states),
         "freshness": {
@@ -83,6 +91,36 @@ def _view(policy: Policy) -> Content:
             "keys": [key.name for key in policy.witnesses.keys],
         },
     }
+
+
+def _tee(rules: TeeRules) -> Content:
+    """Show rules on TEE lines, by kind; None for a kind of which nothing is asked."""
+    roots = {name: root is not None for name, root in _fields(rules.roots)}
+    kinds = {name: _plain(value) for name, value in _fields(rules) if name not in {"required", "roots"}}
+    return {
+        "required": sorted(rules.required),
+        **kinds,
+        "own_roots": sorted(name for name in roots if roots[name]),
+    }
+
+
+def _fields(rules: Any) -> list[tuple[str, Any]]:
+    return [(item.name, getattr(rules, item.name)) for item in fields(rules)]
+
+
+def _plain(value: Any) -> Any:
+    """Return rules as plain values: sets sorted, bytes in hexadecimal, enumerations by their names."""
+    if is_dataclass(value):
+        return {name: _plain(item) for name, item in _fields(value)}
+    if isinstance(value, frozenset):
+        return sorted((_plain(item) for item in value), key=str)
+    if isinstance(value, Mapping):
+        return {str(_plain(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, timedelta):
+        return int(value.total_seconds())
+    if isinstance(value, Enum):
+        return value.name.lower()
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def _pcrs(rules: PlatformRules) -> Content:

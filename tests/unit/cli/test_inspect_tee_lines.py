@@ -65,3 +65,14 @@ def test_a_verdict_on_the_command_line_names_each_root_and_what_a_missing_one_me
         assert run([*arguments, "--policy", str(tmp_path / "policy.toml"), "--explain"]) == code
         said = capsys.readouterr()
         assert wanted in " ".join((said.out + said.err).split())
+
+
+def test_a_policy_is_shown_with_its_rules_on_tees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(bound().policy(POLICY + "[tee.nitro]\nmax_age = 60\n"))
+    assert run(["inspect", str(file), "--json"]) == 0
+    tee = json.loads(capsys.readouterr().out)["content"]["tee"]
+    assert (tee["required"], tee["own_roots"]) == (["sev-snp"], ["amd", "intel"])
+    assert tee["snp"]["generations"] == ["genoa"]
+    assert tee["snp"]["measurements"] == [LAUNCH]
+    assert (tee["tdx"], tee["nitro"]["max_age"]) == (None, 60)
