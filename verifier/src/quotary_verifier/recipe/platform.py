@@ -83,7 +83,7 @@ def read_host(record: bytes) -> Host:
     """
     genesis = Genesis.decode(record)
     if genesis.tpm is None:
-        raise UnsupportedError("the origin has no TPM; TEE evidence is not known to this verifier")
+        raise UnsupportedError("the origin has no TPM, and this version verifies TEE lines beside a TPM only")
     public = parse_public(genesis.tpm.ak)
     return Host(genesis, genesis.origin(record), genesis.tpm, public, public.to_spki_der())
 
