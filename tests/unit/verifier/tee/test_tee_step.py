@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step `tee`: what a verdict says of a note that TEEs bound beside a TPM, and what costs nobody who has no such line."""
+"""Step `tee`: what a verdict says of a note that TEEs bound beside a TPM, and what costs only who has such lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import device_forge
 import intel_sgx
 import pytest
-from defects import CASES
+from defects import CASES, _witness
 from device_forge import NitroForge
 from forge import NOW, Forge, TeeRoot
 from fresh_quotes import made
@@ -38,6 +38,7 @@ from quotary_verifier import (
 from quotary_verifier.evidence.tee.lines import tdx_support
 from quotary_verifier.evidence.tee.shape import report_data
 from quotary_verifier.recipe.tee import ONE_AGENT
+from quotary_verifier.tlog.cosignature import cosign
 from quotary_verifier.tlog.hardware import IDENTIFIER_NITRO, IDENTIFIER_NVIDIA
 from quotary_verifier.tlog.note import parse_note
 from quotary_verifier.wire.attestation import Attestation
@@ -144,6 +145,19 @@ def test_an_enclave_and_devices_beside_it_are_told_apart() -> None:
         forge.attestation().encode(), Question(forge.body, SPRING), policy.replace("hopper", "blackwell")
     )
     assert (other.outcome, other.failing) == (Outcome.REJECTED, Step.TEE)
+
+
+def test_collateral_is_judged_at_the_time_that_a_quorum_shows_and_else_at_the_time_of_verification() -> None:
+    forge = bound(tdx)
+    whole = forge.attestation()
+    key, rule = _witness()
+    note = parse_note(whole.note)
+    seen = note.with_lines([cosign(note.text, "witness.example", key, SUMMER)]).encode()
+    later = Question(forge.body, NOW)
+    report = outcome(replace(whole, note=seen).encode(), later, pinned(forge, rule + ROOTS))
+    assert report.outcome is Outcome.VERIFIED, report.reason
+    report = outcome(replace(whole, note=seen).encode(), later, pinned(forge, ROOTS))
+    assert (report.outcome, report.failing) == (Outcome.COULD_NOT_CHECK, Step.TEE)
 
 
 def test_the_first_false_line_is_named_with_the_number_of_the_others() -> None:
