@@ -19,8 +19,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from quotary_cli.auditworkers import reading
 from quotary_cli.logsource import LogSource, SourceMissing
 from quotary_cli.sources.paths import MAX_HISTORY, history_path
+from quotary_verifier.audit.reading import Absent, Blobs
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.errors import EvidenceError, PolicyError, QuotaryError
 from quotary_verifier.policy.model import Policy
@@ -167,9 +169,9 @@ def _endorsed(key: LostKey, source: LogSource, commits: int) -> Iterator[tuple[i
 
 def _made_by(key: LostKey, digest: bytes, source: LogSource) -> bool:
     try:
-        certificate = x509.load_der_x509_certificate(source.read(f"blob/{digest.hex()}", MAX_CERTIFICATE))
-    except (SourceMissing, ValueError):
-        return False
+        certificate = x509.load_der_x509_certificate(Blobs(reading(source)).get(digest, MAX_CERTIFICATE))
+    except (Absent, ValueError):
+        return False  # the audit tells that it could not be judged
     if _spki(certificate) == key.spki:
         return True
     try:

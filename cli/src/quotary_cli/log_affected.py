@@ -43,9 +43,12 @@ class Found:
     @property
     def exit_code(self) -> ExitCode:
         """What the log is worth: rejected where it is false, not checked where it could not be read whole."""
-        if dict(self.report.counts).get(Severity.FALSE):
+        counts = dict(self.report.counts)
+        if counts.get(Severity.FALSE):
             return ExitCode.REJECTED
-        return ExitCode.OK if self.report.complete else ExitCode.NOT_CHECKED
+        # a certificate that is withheld hides what rests on its key
+        whole = self.report.complete and not counts.get(Severity.COULD_NOT)
+        return ExitCode.OK if whole else ExitCode.NOT_CHECKED
 
     def as_json(self) -> dict[str, Any]:
         """Return the object as it stands in the result."""

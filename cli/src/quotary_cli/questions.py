@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quotary_cli.auditview.facts import Stretch, stretches
+from quotary_cli.auditworkers import reading
 from quotary_cli.logsource import LogSource
 from quotary_cli.sources.paths import MAX_BLOB, MAX_HISTORY, history_path
+from quotary_verifier.audit.reading import Absent, Blobs
 from quotary_verifier.audit.report import AuditedBoot, AuditReport, Period, Span
+from quotary_verifier.errors import EvidenceError
 from quotary_verifier.logs.ima import IMA_PCR, parse_ima_binary
 from quotary_verifier.logs.ima_fields import decode
 from quotary_verifier.logs.tcg import parse_tcg_log
@@ -120,7 +123,10 @@ class _Measured:
         }
         for log in boot.logs:
             if log.state == _REPLAYED and log.name in readers:
-                data = self._source.read(f"blob/{log.digest}", MAX_BLOB)
+                try:  # a server may answer a second time with another log than it was audited with
+                    data = Blobs(reading(self._source)).get(bytes.fromhex(log.digest), MAX_BLOB)
+                except Absent as error:
+                    raise EvidenceError(str(error)) from None
                 yield from readers[log.name](data[: log.size])
 
     def _booted(self, data: bytes, number: int) -> Iterator[bytes]:

@@ -19,6 +19,9 @@ from nacl.signing import SigningKey
 from soft_log import PCRS, TIME, SoftLog
 
 from quotary_cli.main import run
+from quotary_cli.questions import _Measured
+from quotary_verifier.audit.report import AuditedBoot, AuditedBootLog, AuditReport, Span
+from quotary_verifier.errors import EvidenceError
 from quotary_verifier.tlog.note import TYPE_COSIGNATURE, TYPE_ED25519, VerifierKey
 
 HOUR = 3_600_000
@@ -174,6 +177,23 @@ def pem(key: ec.EllipticCurvePublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
+def test_a_boot_log_that_is_another_when_it_is_read_again_answers_nothing() -> None:
+    class Source:
+        def read(self, _path: str, _most: int) -> bytes:
+            return b"the log of a host on which nothing ran"
+
+    blank = Span(0, 0, 1, 2, None, None)
+    named = AuditedBootLog("ima", "replayed", hashlib.sha256(b"what ran").hexdigest(), 8, "")
+    boot = AuditedBoot(0, 7, 0, blank, "zero", True, "", (named,))
+    measured = _Measured(frozenset({b"e" * 32}), replace(cannot(), boots=(boot,)), Source())
+    with pytest.raises(EvidenceError, match="does not hold the bytes"):
+        measured.in_boot(0)
+
+
+def cannot() -> AuditReport:
+    return AuditReport(0, "", False, None, (), (), (), (), (), None, (), (), ())
+
+
 def affected(
     capsys: pytest.CaptureFixture[str], log: SoftLog, key: bytes, hour: float, *words: object, **more: Any
 ) -> dict[str, Any]:
@@ -269,6 +289,12 @@ def test_a_lost_authority_touches_the_commits_that_came_with_its_certificates(
     stranger = ec.generate_private_key(ec.SECP256R1())
     other = certificate("CA", stranger.public_key(), "CA", stranger, ca=True)
     assert affected(capsys, log, other.public_bytes(serialization.Encoding.DER), 1)["role"] is None
+    key = root.public_bytes(serialization.Encoding.PEM)
+    place = log.files.folder / f"blob/{log.certificates[0].hex()}"
+    place.write_bytes(other.public_bytes(serialization.Encoding.DER))
+    assert "not the log that was audited" in affected(capsys, log, key, 1, code=1)["error"]
+    place.unlink()  # what is withheld hides what it would say
+    assert affected(capsys, log, key, 1, code=3)["role"] is None
 
 
 def test_what_is_no_key_is_refused(log: SoftLog, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,7 +248,7 @@ class HistoryFold:
         if boot is not None and boot.quoted and quoted is not None and quoted.pcrs is not None:
             moved = [pcr for pcr in _FIRMWARE if quoted.pcrs[pcr] != boot.quoted[pcr]]
         if moved:
-            kept = f"the restart count rose, and the chain goes on as after sleep; PCR {moved[0]} did not keep its value"
+            kept = f"the restart count rose, and the chain goes on as after sleep; PCR {moved[0]} is another"
             self._sink.tell(Code.SLEEP, _GAP, where, f"{kept}: the host may have booted anew")
         else:
             message = "the host slept: its restart count rose, and the chain goes on"
