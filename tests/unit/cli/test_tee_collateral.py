@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -286,3 +288,26 @@ def test_a_file_of_endorsements_that_was_changed_is_not_read(tmp_path: Path) -> 
     (tmp_path / "one.support").write_bytes(b"\xa0\0")
     with pytest.raises(MalformedError):
         read_support(tmp_path / "one.support")
+
+
+@pytest.mark.parametrize("chunk", [b"-1", b"-9", b"zz"])
+def test_a_server_whose_answer_would_never_end_is_given_up(chunk: bytes) -> None:
+    """http.client takes a negative size of a chunk for a number, and would read until memory ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk + b"\r\nbody"
+                )
+                connection.recv(1)  # until the client has gone
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(Failure) as caught:
+            web_fetch(quiet)(f"http://127.0.0.1:{listener.getsockname()[1]}/x")
+        thread.join(10)
+    assert caught.value.code is ExitCode.FAILURE
+    assert not thread.is_alive()

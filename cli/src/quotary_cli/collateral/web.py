@@ -12,10 +12,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from quotary_cli.output import ExitCode, Failure
+from quotary_cli.sources.http import SILENCE, BoundedResponse, read_body
 from quotary_verifier.wire.tee_support import MAX_PART
-
-SILENCE: Final = 30.0
-"""Seconds that a server may be silent."""
 
 _OK: Final = 200
 _MISSING: Final = 404
@@ -45,7 +43,7 @@ def web_fetch(tell: Callable[[str], object]) -> Fetch:
         tell(url)
         try:
             return _get(url)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
             raise Failure(
                 f"{url}: {reason}",
@@ -67,9 +65,10 @@ def _get(url: str) -> Answer:
     else:
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=SILENCE)
     with closing(connection):
+        connection.response_class = BoundedResponse
         connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=_HEADERS)
         answer = connection.getresponse()
-        body = answer.read(MAX_PART + 1)
+        body = read_body(answer, MAX_PART)
         headers = {name.lower(): value for name, value in answer.getheaders()}
     _check(url, answer.status, len(body))
     return Answer(body, headers)

@@ -82,7 +82,9 @@ class _Buffered(io.BufferedReader):
         return super().read(size)
 
 
-class _Response(http.client.HTTPResponse):
+class BoundedResponse(http.client.HTTPResponse):
+    """An answer that ends: `response_class` of a connection whose server is not trusted."""
+
     def __init__(self, sock: socket.socket, *rest: Any, **named: Any) -> None:
         super().__init__(_Timed(sock), *rest, **named)  # type: ignore[arg-type]
 
@@ -178,7 +180,7 @@ class HttpSource(Source):
                 raise SourceFailed(f"{self.name}: {path} comes with a content coding that nobody asked for")
             limit = most if wanted else _BLOCK
             length = response.length or 0
-            data = _limited(response, limit) if length <= limit else b""
+            data = read_body(response, limit) if length <= limit else b""
             if max(length, len(data)) > limit:
                 self._drop()
                 if wanted:
@@ -214,7 +216,7 @@ class HttpSource(Source):
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect()
-            connection.response_class = _Response
+            connection.response_class = BoundedResponse
             with self._lock:
                 self._open.add(connection)
         return connection
@@ -271,7 +273,7 @@ def agent_source(path: Path) -> HttpSource:
     return HttpSource(f"unix:{path}", lambda: _UnixConnection(str(path)), ("/",))
 
 
-def _limited(response: http.client.HTTPResponse, most: int) -> bytes:
+def read_body(response: http.client.HTTPResponse, most: int) -> bytes:
     """Read a body of at most `most` bytes, or more of it than that."""
     blocks: list[bytes] = []
     left = most + 1
