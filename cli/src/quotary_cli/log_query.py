@@ -17,7 +17,7 @@ from quotary_cli.logsource import open_source
 from quotary_cli.moments import parse_time
 from quotary_cli.output import ExitCode, Failure, clean, print_json
 from quotary_cli.policyfile import PolicyFile, policy_options
-from quotary_cli.questions import Answer, Question, answers
+from quotary_cli.questions import Answer, Question, answers, unlogged
 from quotary_verifier.audit.findings import Severity
 from quotary_verifier.audit.given import MAX_GIVEN
 from quotary_verifier.audit.opening import open_log
@@ -37,12 +37,14 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one log answers. `outputs` are given records in the leaves that fit: name, output id if known, leaf."""
+    """What one log answers. `outputs` are given records in the leaves that fit: name, output id if known, leaf; of the
+    boots `unlogged` nothing tells what they measured, though it was asked for."""
 
     source: str
     report: AuditReport
     found: tuple[Answer, ...]
     outputs: tuple[tuple[str, str, int], ...]
+    unlogged: tuple[int, ...] = ()
 
     @property
     def leaves(self) -> int:
@@ -50,13 +52,18 @@ class Asked:
         return sum(answer.leaves[1] - answer.leaves[0] for answer in self.found)
 
     @property
-    def exit_code(self) -> ExitCode:
+    def worth(self) -> ExitCode:
         """What the log is worth: rejected where it is false; what a policy says of its periods is an answer."""
         counts = dict(self.report.counts)
         if counts.get(Severity.FALSE):
             return ExitCode.REJECTED
         whole = self.report.complete and not counts.get(Severity.COULD_NOT)
         return ExitCode.OK if whole else ExitCode.NOT_CHECKED
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the answer is worth."""
+        return ExitCode.NOT_CHECKED if self.worth is ExitCode.OK and self.unlogged else self.worth
 
     def as_json(self) -> dict[str, Any]:
         """Return the object as it stands in the result."""
@@ -66,6 +73,7 @@ class Asked:
             "exit": int(self.exit_code),
             "said": headline(self.report),
             "leaves": self.leaves,
+            "unlogged_boots": list(self.unlogged),
             "matches": [answer.as_json() for answer in self.found],
             "outputs": [
                 {"record": name, "output_id": known, "leaf": leaf} for name, known, leaf in self.outputs
@@ -122,7 +130,8 @@ def query(
     The policy says whom to trust, and judges every period again as it is today: to re-appraise a month, ask with
     --between and --status rejected. Of one option that is given several times any value will do.
 
-    Exit code 0 where every log could be read whole and nothing in it is false, whatever the answer.
+    Exit code 0 where every log could be read whole and nothing in it is false, whatever the answer; 3 also where
+    --measured is asked of a boot whose logs are not there.
     """
     question = Question(
         _pcrs(pcr),
@@ -167,9 +176,8 @@ def _ask(
             raise Failure(
                 f"{source}: not the log that was audited: {error}", code=ExitCode.REJECTED
             ) from None
-    return Asked(
-        source, report, found, tuple(outputs_in([answer.leaves for answer in found], report, records))
-    )
+    outputs = tuple(outputs_in([answer.leaves for answer in found], report, records))
+    return Asked(source, report, found, outputs, unlogged(question, report))
 
 
 def outputs_in(
@@ -199,8 +207,12 @@ def _ids(records: tuple[Path, ...]) -> dict[str, str]:
 def _lines(asked: Asked, *, everything: bool) -> Iterator[str]:
     origin = asked.source if asked.report.log is None else asked.report.log.origin
     yield f"{clean(origin)}  {plural(asked.leaves, 'leaf fits', 'leaves fit')}, times by the host's clock in UTC"
-    if asked.exit_code != ExitCode.OK:
+    if asked.worth != ExitCode.OK:
         yield f"  note     {headline(asked.report)} `attest audit` tells more"
+    if asked.unlogged:
+        boots = ", ".join(str(number) for number in asked.unlogged[:_SHOWN])
+        more = f" and {len(asked.unlogged) - _SHOWN} more" if len(asked.unlogged) > _SHOWN else ""
+        yield f"  note     no log of boot {boots}{more} replays, so nothing tells what was measured there"
     shown = asked.found if everything else asked.found[:_SHOWN]
     for answer in shown:
         names = ", ".join(clean(model.name) for model in answer.stretch.models)

@@ -87,6 +87,13 @@ def answers(question: Question, report: AuditReport, source: LogSource, host: Ho
                 yield cut
 
 
+def unlogged(question: Question, report: AuditReport) -> tuple[int, ...]:
+    """Return the boots of which no log replays, where something measured is asked for: nobody knows what ran there."""
+    if not question.measured:
+        return ()
+    return tuple(boot.number for boot in report.boots if not any(log.state == _REPLAYED for log in boot.logs))
+
+
 def _fits(question: Question, period: Period) -> bool:
     pcrs = dict(period.pcrs)
     wanted = all(pcrs.get(pcr, ZERO.hex()) in values for pcr, values in question.pcrs.items())

@@ -173,6 +173,24 @@ def test_an_answer_for_people_names_times_leaves_and_models(
     )
 
 
+def test_what_was_measured_is_not_known_of_a_boot_that_names_no_log(
+    log: SoftLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "log",
+        "query",
+        str(log.files.folder),
+        "-p",
+        str(policy_for(log, tmp_path)),
+        "--measured",
+        "ab" * 32,
+    ]
+    assert run(command) == 3
+    assert "no log of boot 0, 1 replays, so nothing tells what was measured there" in capsys.readouterr().out
+    assert run([*command, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["logs"][0]["unlogged_boots"] == [0, 1]
+
+
 def pem(key: ec.EllipticCurvePublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
