@@ -16,14 +16,13 @@ from cryptography.x509.verification import (
     Criticality,
     ExtensionPolicy,
     Policy,
-    PolicyBuilder,
-    Store,
     VerificationError,
 )
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.evidence.tee.maker_root import MakerRoot
 from quotary_verifier.evidence.tee.shape import Signer
-from quotary_verifier.pki.anchors import UNREADABLE, read_ca_certificate
+from quotary_verifier.pki.anchors import UNREADABLE
 from quotary_verifier.pki.revocation import Revocation
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_CERTIFICATE
@@ -35,21 +34,13 @@ SIGNATURE_BYTES: Final = 96
 """Of an ES384 signature: two big-endian halves."""
 
 
-class PinnedRoot:
+class PinnedRoot(MakerRoot):
     """The one root that is trusted for a kind of device. MalformedError if the DER is that of no root."""
 
-    __slots__ = ("builder", "certificate", "der", "sha256", "subject")
+    __slots__ = ()
 
     def __init__(self, der: bytes) -> None:
-        root = read_ca_certificate(der)
-        if not root.root or root.faults:
-            raise MalformedError(f"{root.subject} is no root: it does not sign itself")
-        self.der = der
-        self.certificate = root.certificate
-        self.sha256 = root.sha256
-        self.subject = root.subject
-        builder = PolicyBuilder().store(Store([root.certificate])).max_chain_depth(MAX_PATH - 2)
-        self.builder = builder.extension_policies(ca_policy=_ca_policy(), ee_policy=_leaf_policy())
+        super().__init__(der, ca=_ca_policy(), leaf=_leaf_policy(), depth=MAX_PATH - 2)
 
 
 @frozen

@@ -21,14 +21,13 @@ from cryptography.x509.verification import (
     Criticality,
     ExtensionPolicy,
     Policy,
-    PolicyBuilder,
-    Store,
     VerificationError,
 )
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tee.intel_root import SGX_ROOT
-from quotary_verifier.pki.anchors import UNREADABLE, read_ca_certificate
+from quotary_verifier.evidence.tee.maker_root import MakerRoot
+from quotary_verifier.pki.anchors import UNREADABLE
 from quotary_verifier.pki.der import elements, header
 from quotary_verifier.pki.profiles import ca_policy
 from quotary_verifier.pki.revocation import Revocation, check_revocation
@@ -53,21 +52,13 @@ _PEM: Final = re.compile(
 )
 
 
-class IntelRoot:
+class IntelRoot(MakerRoot):
     """The root that is trusted. Injectable; `intel_root` is Intel's own. MalformedError if it is no root."""
 
-    __slots__ = ("builder", "certificate", "der", "sha256", "subject")
+    __slots__ = ()
 
     def __init__(self, der: bytes) -> None:
-        root = read_ca_certificate(der)
-        if not root.root or root.faults:
-            raise MalformedError(f"{root.subject} is no root: it does not sign itself")
-        self.der = der
-        self.certificate = root.certificate
-        self.sha256 = root.sha256
-        self.subject = root.subject
-        builder = PolicyBuilder().store(Store([root.certificate])).max_chain_depth(1)
-        self.builder = builder.extension_policies(ca_policy=ca_policy(), ee_policy=_leaf_policy())
+        super().__init__(der, ca=ca_policy(), leaf=_leaf_policy(), depth=1)
 
 
 @functools.cache

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One root certificate of a maker of hardware, ready to verify paths that end in it and in no other."""
+
+from __future__ import annotations
+
+from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store
+
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.pki.anchors import read_ca_certificate
+
+
+class MakerRoot:
+    """The one root that is trusted. `builder` verifies paths with at most `depth` CAs between leaf and root."""
+
+    __slots__ = ("builder", "certificate", "der", "sha256", "subject")
+
+    def __init__(self, der: bytes, *, ca: ExtensionPolicy, leaf: ExtensionPolicy, depth: int) -> None:
+        """Read a root in DER. MalformedError if it is that of no root."""
+        root = read_ca_certificate(der)
+        if not root.root or root.faults:
+            raise MalformedError(f"{root.subject} is no root: it does not sign itself")
+        self.der = der
+        self.certificate = root.certificate
+        self.sha256 = root.sha256
+        self.subject = root.subject
+        builder = PolicyBuilder().store(Store([root.certificate])).max_chain_depth(depth)
+        self.builder = builder.extension_policies(ca_policy=ca, ee_policy=leaf)
