@@ -15,7 +15,7 @@ from fuzz_base import Target, corpus_files, tried
 from nvidia_forge import NvidiaForge
 
 from quotary_verifier.evidence.tee.azure_hcl import parse_hcl_report
-from quotary_verifier.evidence.tee.cca import verify_cca
+from quotary_verifier.evidence.tee.cca import PlatformKey, verify_cca
 from quotary_verifier.evidence.tee.device_pki import PinnedRoot
 from quotary_verifier.evidence.tee.intel_pki import read_chain
 from quotary_verifier.evidence.tee.nitro import NitroRules, appraise_nitro, verify_unbound_nitro
@@ -28,7 +28,7 @@ from quotary_verifier.evidence.tee.tdx_quote import parse_tdx_quote
 from quotary_verifier.wire import cbor
 
 ROOT = PinnedRoot(device_root().der)
-CPAK = p384(1).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+CPAK = PlatformKey(p384(1).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 NVIDIA = NvidiaForge()
 PATH = NVIDIA.certificates()
 PARSERS: list[Callable[[bytes], Any]] = [
@@ -45,7 +45,7 @@ def tee(data: bytes) -> None:
     for parse in PARSERS:
         tried(parse, data)
     tried(verify_tdx, data, None, NOW, report_data=bytes(64))
-    tried(verify_cca, data, CPAK, challenge=bytes(64))
+    tried(verify_cca, data, [CPAK], challenge=bytes(64))
     value = tried(cbor.decode_unordered, data, max_bytes=1 << 16)
     assert value is None or tried(cbor.decode_unordered, cbor.encode(value), max_bytes=1 << 16) == value
     document = tried(verify_unbound_nitro, data, NOW + timedelta(days=1), root=ROOT)

@@ -17,7 +17,7 @@ import intel_sgx
 from fuzz_base import Target, corpus_files, tried
 
 from quotary_verifier.evidence.tee.amd_certs import Generation, read_amd_certificate
-from quotary_verifier.evidence.tee.cca import verify_cca
+from quotary_verifier.evidence.tee.cca import CcaRules, PlatformKey, appraise_cca, verify_cca
 from quotary_verifier.evidence.tee.lines import Bound, TeeRoots, snp_support, tdx_support, verify_tee_line
 from quotary_verifier.evidence.tee.snp import SnpEndorsements, verify_snp
 from quotary_verifier.evidence.tee.snp_report import REPORT_BYTES, parse_snp_report, parse_tcb
@@ -147,11 +147,13 @@ def tdx_platform_seeds() -> Iterator[bytes]:
 
 def cca(data: bytes) -> None:
     """A token as it is, and one whose platform or realm claims are these bytes, signed by keys that are trusted."""
-    key = cca_tokens.spki(cca_tokens.CPAK.public_key())
+    key = PlatformKey(cca_tokens.spki(cca_tokens.CPAK.public_key()))
     platform = cca_tokens.token(tokens={44234: cca_tokens.sign1(data, cca_tokens.CPAK)})
     realm = cca_tokens.token(tokens={44241: cca_tokens.sign1(data, cca_tokens.RAK)})
     for given in (data, platform, realm):
-        tried(verify_cca, given, key, challenge=cca_tokens.BOUND)
+        claims = tried(verify_cca, given, [key], challenge=cca_tokens.BOUND)
+        if claims is not None:
+            appraise_cca(claims, CcaRules())
 
 
 def cca_seeds() -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from quotary_verifier.errors import UnsupportedError
 from quotary_verifier.evidence.tee.azure_hcl import SNP, parse_hcl_report
-from quotary_verifier.evidence.tee.cca import unverified_cca_do_not_trust
+from quotary_verifier.evidence.tee.cca_token import parse_cca_token
 from quotary_verifier.evidence.tee.nitro_document import parse_nitro_document
 from quotary_verifier.evidence.tee.nvidia_spdm import parse_spdm_report
 from quotary_verifier.evidence.tee.snp_report import Policy, SnpReport, parse_snp_report, parse_tcb
@@ -120,14 +120,27 @@ def spdm_view(data: bytes) -> Content:
 
 def cca_view(data: bytes) -> Content:
     """Show an Arm CCA token."""
-    claims = unverified_cca_do_not_trust(data)
+    token = parse_cca_token(data)
     return {
-        "challenge": claims.challenge.hex(),
-        "lifecycle": f"0x{claims.lifecycle:x}",
-        "hash": claims.hash_name,
-        "measurements": {name: value.hex() for name, value in claims.measurements.items()},
-        "device": claims.device.hex(),
-        "implementation": claims.implementation.hex(),
+        "profile": token.profile,
+        "realm_profile": token.realm_profile or "none: the older form",
+        "challenge": token.challenge.hex(),
+        "lifecycle": f"0x{token.lifecycle:x}, {token.state.name.lower().replace('_', ' ')}",
+        "hash": token.hash_name,
+        "rim": token.initial.hex(),
+        **{f"rem{number}": value.hex() for number, value in enumerate(token.extensible)},
+        "personalization": token.personalization.hex(),
+        "implementation": token.implementation.hex(),
+        "device": token.instance.hex(),
+        "components": [
+            {
+                "name": one.name,
+                "version": one.version,
+                "measurement": one.measurement.hex(),
+                "signer": one.signer.hex(),
+            }
+            for one in token.components
+        ],
     }
 
 

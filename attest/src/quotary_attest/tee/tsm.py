@@ -15,7 +15,7 @@ from quotary_attest.tee.configfs import REPORTS, KernelFiles, TsmFiles, TsmRepor
 from quotary_attest.tee.errors import TeeWrong
 from quotary_verifier.errors import QuotaryError, UnsupportedError
 from quotary_verifier.evidence.tee.amd_certs import SigningKey
-from quotary_verifier.evidence.tee.cca import unverified_cca_do_not_trust
+from quotary_verifier.evidence.tee.cca_token import parse_cca_token
 from quotary_verifier.evidence.tee.snp_report import parse_snp_report
 from quotary_verifier.evidence.tee.tdx_quote import parse_tdx_quote
 from quotary_verifier.tlog.hardware import IDENTIFIER_SEV_SNP, IDENTIFIER_TDX
@@ -87,7 +87,7 @@ def cca_token(files: TsmFiles, challenge: bytes, *, sleep: Callable[[float], Non
     """Return a CCA token over 64 bytes. No line carries one: no policy can accept it yet (ADR 72)."""
     found = make_report(files, TsmRequest(challenge, CCA_GUEST), sleep=sleep)
     try:
-        token = unverified_cca_do_not_trust(found.report)
+        token = parse_cca_token(found.report)
     except QuotaryError as error:
         raise _unreadable("cca token", error) from None
     _require(token.challenge, challenge, "cca token")

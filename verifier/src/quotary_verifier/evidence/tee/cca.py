@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arm CCA attestation tokens (Arm DEN0137, "Realm Management Monitor", A7.2): a platform token and a realm token.
+"""Verification of Arm CCA tokens, and appraisal of what one that holds says.
 
 The realm's key (RAK) signs the realm token, and the platform token names that key by its hash and is signed by the
-platform's key (CPAK). There is no public root for CPAKs: whoever relies on a token has to bring the key, as learned
-from the platform's maker. No token of real hardware was at hand; what is here holds for those of the emulator.
+platform's key (CPAK). There is no public root for CPAKs: whoever relies on a token has to bring the keys, as learned
+from the platform's maker. Without one, what a token says of its platform and of its realm is nobody's word.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field
+from datetime import UTC, datetime
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -20,47 +22,64 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
-from quotary_verifier.evidence.tee.shape import REPORT_DATA_BYTES
+from quotary_verifier.evidence.tee.cca_token import (
+    ES256,
+    ES384,
+    HASHES,
+    PROFILES,
+    CcaToken,
+    Lifecycle,
+    Sign1,
+    parse_cca_token,
+)
+from quotary_verifier.evidence.tee.shape import REPORT_DATA_BYTES, Finding, Severity, Signer
+from quotary_verifier.pki.revocation import Revocation
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.frozen import frozen
 
-KIND: Final = "arm-cca"
-MAX_TOKEN: Final = 32 * 1024
-"""Bytes of a token."""
+KIND: Final = "cca"
+PLATFORM: Final = "platform-signature"
+"""Code of what is not shown where no platform key was given; no rules accept such claims."""
 
-_TAG_TOKEN: Final = b"\xd9\x01\x8f"  # 399
-_TAG_SIGN1: Final = b"\xd2"
-_PLATFORM, _REALM = 44234, 44241
-_ALGORITHM: Final = 1
-_SCHEMES: Final[dict[int, tuple[type[ec.EllipticCurve], hashes.HashAlgorithm, int]]] = {
-    -7: (ec.SECP256R1, hashes.SHA256(), 32),
-    -35: (ec.SECP384R1, hashes.SHA384(), 48),
+NO_KEY: Final = "none: no platform key was given"
+_SCHEMES: Final[dict[int, tuple[type[ec.EllipticCurve], hashes.HashAlgorithm]]] = {
+    ES256: (ec.SECP256R1, hashes.SHA256()),
+    ES384: (ec.SECP384R1, hashes.SHA384()),
 }
-_HASHES: Final = {"sha-256": hashlib.sha256, "sha-384": hashlib.sha384, "sha-512": hashlib.sha512}
-_CHALLENGE: Final = 10
-_LIFECYCLE, _IMPLEMENTATION, _INSTANCE = 2395, 2396, 256
-_PERSONALIZATION, _INITIAL, _EXTENSIBLE = 44235, 44238, 44239
-_REALM_HASH, _REALM_KEY, _REALM_KEY_HASH = 44236, 44237, 44240
+_DIGESTS: Final = {"sha-256": hashlib.sha256, "sha-384": hashlib.sha384, "sha-512": hashlib.sha512}
+_ALWAYS: Final = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _POINT_BYTES: Final = 97
-_REGISTERS: Final = 4
-_SECURED: Final = range(0x3000, 0x3100)
+_COORDINATE_BYTES: Final = 48
+_COSE_KEY: Final = {1: 2, -1: 2}  # EC2, on P-384
+_COSE_ALGORITHM, _COSE_X, _COSE_Y = 3, -2, -3
+_DEBUG: Final = frozenset({Lifecycle.REALM_WORLD_DEBUG, Lifecycle.RECOVERABLE_DEBUG})
+
+
+class PlatformKey:
+    """A platform's key (CPAK), from its SPKI in DER; `sha256` is the digest of that DER."""
+
+    __slots__ = ("key", "sha256")
+
+    def __init__(self, spki: bytes) -> None:
+        """MalformedError if it cannot be read, UnsupportedError if it is not on P-256 or P-384."""
+        try:
+            key = load_der_public_key(spki)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise MalformedError(f"the platform key cannot be read: {error}") from None
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
+            key.curve, (ec.SECP256R1, ec.SECP384R1)
+        ):
+            raise UnsupportedError("the platform key of arm cca is not on p-256 or p-384")
+        self.key: Final = key
+        self.sha256: Final = hashlib.sha256(spki).digest()
 
 
 @frozen
 class CcaClaims:
-    """What a verified token says. `lifecycle`: the platform's state, secured from 0x3000 to 0x30ff.
+    """What a verified token says. `platform_key`: the key that signed for the platform, None where none was given."""
 
-    `initial`: the realm's measurement at its start, `extensible`: those that the realm extends; all by `hash_name`.
-    """
-
-    challenge: bytes
-    personalization: bytes
-    initial: bytes
-    extensible: tuple[bytes, ...]
-    hash_name: str
-    implementation: bytes
-    device: bytes
-    lifecycle: int
+    token: CcaToken
+    platform_key: PlatformKey | None
 
     @property
     def kind(self) -> str:
@@ -68,146 +87,178 @@ class CcaClaims:
         return KIND
 
     @property
-    def measurements(self) -> Mapping[str, bytes]:
-        """The realm's measurements: "rim", and "rem0" to "rem3"."""
-        registers = {f"rem{number}": value for number, value in enumerate(self.extensible)}
-        return {"rim": self.initial, **registers}
+    def signer(self) -> Signer:
+        """The platform's key: no certificate, so without dates, and nothing says whether it was revoked."""
+        key = self.platform_key
+        name = NO_KEY if key is None else f"platform key sha256:{key.sha256.hex()}"
+        return Signer(name, bytes(32) if key is None else key.sha256, *_ALWAYS, Revocation.UNKNOWN)
 
     @property
-    def secured(self) -> bool:
-        """Whether the platform's debugging is closed."""
-        return self.lifecycle in _SECURED
+    def device(self) -> bytes:
+        """The platform's instance id, 33 bytes."""
+        return self.token.instance
+
+    @property
+    def measurements(self) -> Mapping[str, bytes]:
+        """The realm's measurements: "rim" at its start, and "rem0" to "rem3", which the realm extends."""
+        registers = {f"rem{number}": value for number, value in enumerate(self.token.extensible)}
+        return {"rim": self.token.initial, **registers}
+
+    @property
+    def signed_time(self) -> datetime | None:
+        """None: a token has no time."""
+        return None
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Codes of what was checked and holds."""
+        always = ("report-data", "realm-signature", "realm-key")
+        return always if self.platform_key is None else (*always, PLATFORM)
+
+    @property
+    def not_shown(self) -> tuple[str, ...]:
+        """Codes of what could not be checked."""
+        return (PLATFORM, "revocation") if self.platform_key is None else ("revocation",)
 
 
-@frozen
-class _Sign1:
-    algorithm: int
-    claims: dict[Any, Any]
-    signed: bytes
-    signature: bytes
+def verify_cca(evidence: bytes, keys: Sequence[PlatformKey], *, challenge: bytes) -> CcaClaims:
+    """Verify a token that has to carry `challenge` (64 bytes). `keys`: those of the platforms, one of which signed it.
 
-
-def verify_cca(evidence: bytes, platform_key: bytes, *, challenge: bytes) -> CcaClaims:
-    """Verify a token that has to carry `challenge` (64 bytes). `platform_key`: the CPAK, SPKI in DER.
+    Without keys everything but the platform's signature is verified, which anybody can make hold: the claims then have
+    "platform-signature" in `not_shown`.
 
     Raises:
         MalformedError: it is no token.
         EvidenceError: a signature, or the link between the two tokens, does not hold, or the challenge is another.
-        UnsupportedError: an algorithm, or the form of the realm's key, is not known.
+        UnsupportedError: a profile, an algorithm, or the form of the realm's key, is not known.
     """
     if len(challenge) != REPORT_DATA_BYTES:
         raise ValueError(f"{len(challenge)} bytes are expected as challenge, not {REPORT_DATA_BYTES}")
-    platform, realm = _tokens(evidence)
-    _check_signature(platform, _platform_key(platform_key), "platform")
-    key = _octets(realm.claims, _REALM_KEY)
-    _check_signature(realm, _realm_key(key), "realm")
-    named = _hash(realm.claims, _REALM_KEY_HASH)(key).digest()
-    if not hmac.compare_digest(_octets(platform.claims, _CHALLENGE), named):
+    token = parse_cca_token(evidence)
+    platform_key = _signed_by(token.platform, keys) if keys else None
+    if not _verifies(token.realm, _realm_key(token)):
+        raise EvidenceError("the signature of the realm token of arm cca does not verify")
+    if not hmac.compare_digest(token.named, _DIGESTS[token.realm_key_hash](token.realm_key).digest()):
         raise EvidenceError("the platform token of arm cca is for another realm key")
-    if not hmac.compare_digest(_octets(realm.claims, _CHALLENGE), challenge):
+    if not hmac.compare_digest(token.challenge, challenge):
         raise EvidenceError("the challenge is not what the arm cca token has to bind")
-    return _claims(platform.claims, realm.claims, challenge)
+    return CcaClaims(token, platform_key)
 
 
-def unverified_cca_do_not_trust(evidence: bytes) -> CcaClaims:
-    """Return what a token says, its signatures not looked at. MalformedError, UnsupportedError as `verify_cca`."""
-    platform, realm = _tokens(evidence)
-    return _claims(platform.claims, realm.claims, _octets(realm.claims, _CHALLENGE))
-
-
-def _tokens(evidence: bytes) -> tuple[_Sign1, _Sign1]:
-    """Take a token apart into that of the platform and that of the realm."""
-    if not evidence.startswith(_TAG_TOKEN):
-        raise MalformedError("an arm cca token begins with tag 399")
-    parts = cbor.decode_unordered(evidence[len(_TAG_TOKEN) :], max_bytes=MAX_TOKEN, what="arm cca token")
-    if type(parts) is not dict or parts.keys() != {_PLATFORM, _REALM}:
-        raise MalformedError("an arm cca token has a platform token and a realm token")
-    return _sign1(parts[_PLATFORM]), _sign1(parts[_REALM])
-
-
-def _claims(platform: dict[Any, Any], realm: dict[Any, Any], challenge: bytes) -> CcaClaims:
-    size = _hash(realm, _REALM_HASH)().digest_size
-    registers = realm.get(_EXTENSIBLE)
-    measured = [_octets(realm, _INITIAL), *(registers if type(registers) is list else ())]
-    if len(measured) != _REGISTERS + 1 or any(type(one) is not bytes or len(one) != size for one in measured):
-        raise MalformedError(f"an arm cca token has five measurements of {size} bytes")
-    lifecycle = platform.get(_LIFECYCLE)
-    if type(lifecycle) is not int:
-        raise MalformedError("an arm cca token states no lifecycle")
-    return CcaClaims(
-        challenge=challenge,
-        personalization=_octets(realm, _PERSONALIZATION),
-        initial=measured[0],
-        extensible=tuple(measured[1:]),
-        hash_name=realm[_REALM_HASH],
-        implementation=_octets(platform, _IMPLEMENTATION),
-        device=_octets(platform, _INSTANCE),
-        lifecycle=lifecycle,
+def _signed_by(token: Sign1, keys: Sequence[PlatformKey]) -> PlatformKey:
+    for key in keys:
+        if _verifies(token, key.key):
+            return key
+    raise EvidenceError(
+        "the signature of the platform token of arm cca verifies by no platform key that was given"
     )
 
 
-def _sign1(token: object) -> _Sign1:
-    if type(token) is not bytes or not token.startswith(_TAG_SIGN1):
-        raise MalformedError("a token inside an arm cca token is a tagged COSE_Sign1")
-    parts = cbor.decode_unordered(token[1:], max_bytes=MAX_TOKEN, what="arm cca token")
-    if type(parts) is not list or len(parts) != 4 or parts[1] != {}:
-        raise MalformedError("a token inside an arm cca token is a COSE_Sign1 without unprotected headers")
-    protected, _, payload, signature = parts
-    if any(type(part) is not bytes for part in (protected, payload, signature)):
-        raise MalformedError("an arm cca token has headers, payload and signature as byte strings")
-    header = cbor.decode_unordered(protected, max_bytes=256, what="header of an arm cca token")
-    claims = cbor.decode_unordered(payload, max_bytes=MAX_TOKEN, what="payload of an arm cca token")
-    if type(header) is not dict or type(claims) is not dict:
-        raise MalformedError("header and payload of an arm cca token are maps")
-    if header.keys() != {_ALGORITHM} or header[_ALGORITHM] not in tuple(_SCHEMES):  # it may be a list, say
-        raise UnsupportedError("an arm cca token is signed in a way that is not known")
-    return _Sign1(header[_ALGORITHM], claims, cbor.encode(["Signature1", protected, b"", payload]), signature)
-
-
-def _check_signature(token: _Sign1, key: ec.EllipticCurvePublicKey, which: str) -> None:
-    curve, chosen, size = _SCHEMES[token.algorithm]
+def _verifies(token: Sign1, key: ec.EllipticCurvePublicKey) -> bool:
+    """Whether the key made the signature; one of another curve than the algorithm's did not."""
+    curve, chosen = _SCHEMES[token.algorithm]
     if not isinstance(key.curve, curve):
-        raise EvidenceError(f"the {which} token of arm cca is signed by an algorithm of another key")
-    if len(token.signature) != 2 * size:
-        raise MalformedError(f"the signature of an arm cca token has {2 * size} bytes")
-    halves = (int.from_bytes(token.signature[at : at + size], "big") for at in (0, size))
+        return False
+    half = len(token.signature) // 2
+    halves = (int.from_bytes(token.signature[at : at + half], "big") for at in (0, half))
     try:
         key.verify(encode_dss_signature(*halves), token.signed, ec.ECDSA(chosen))
     except InvalidSignature:
-        raise EvidenceError(f"the signature of the {which} token of arm cca does not verify") from None
+        return False
+    return True
 
 
-def _platform_key(spki: bytes) -> ec.EllipticCurvePublicKey:
-    try:
-        key = load_der_public_key(spki)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise MalformedError(f"the platform key cannot be read: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise UnsupportedError("the platform key of arm cca is not on a curve")
-    return key
-
-
-def _realm_key(key: bytes) -> ec.EllipticCurvePublicKey:
-    """The realm's key as a bare point; newer profiles wrap it into a COSE_Key, of which there was no sample."""
-    if len(key) != _POINT_BYTES:
+def _realm_key(token: CcaToken) -> ec.EllipticCurvePublicKey:
+    """The realm's key on P-384: a bare point, or a COSE_Key where the realm token names the profile that has one."""
+    point = token.realm_key if token.realm_profile is None else _cose_point(token.realm_key)
+    if len(point) != _POINT_BYTES:
         raise UnsupportedError("the realm key of arm cca is not a point on p-384")
     try:
-        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), key)
+        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
     except ValueError:
         raise MalformedError("the realm key of arm cca is no point on p-384") from None
 
 
-def _octets(claims: dict[Any, Any], label: int) -> bytes:
-    value = claims.get(label)
-    if type(value) is not bytes:
-        raise MalformedError(f"claim {label} of an arm cca token is not bytes")
-    return value
+def _cose_point(data: bytes) -> bytes:
+    """The point of a COSE_Key (RFC 9053, 7.1.1) with both coordinates in full."""
+    fields = cbor.decode_unordered(data, max_bytes=256, what="realm key of arm cca")
+    if type(fields) is not dict:
+        raise MalformedError("the realm key of arm cca is no COSE_Key")
+    x, y, algorithm = (fields.get(label) for label in (_COSE_X, _COSE_Y, _COSE_ALGORITHM))
+    known = {
+        **_COSE_KEY,
+        _COSE_X: x,
+        _COSE_Y: y,
+        **({_COSE_ALGORITHM: ES384} if algorithm is not None else {}),
+    }
+    if fields != known or any(type(one) is not bytes or len(one) != _COORDINATE_BYTES for one in (x, y)):
+        raise UnsupportedError("the realm key of arm cca is not a COSE_Key with both coordinates on p-384")
+    return b"\x04" + bytes(x) + bytes(y)
 
 
-def _hash(claims: dict[Any, Any], label: int) -> Any:
-    name = claims.get(label)
-    if type(name) is not str:
-        raise MalformedError(f"claim {label} of an arm cca token is not text")
-    if name not in _HASHES:
-        raise UnsupportedError(f"the hash {name!r} of an arm cca token is not known")
-    return _HASHES[name]
+@frozen
+class CcaRules:
+    """What is accepted. Whatever is None is not asked; the platform's keys are roots (`lines.TeeRoots`).
+
+    `debug`: of the platform or the realm world is accepted. `profiles`: of the platform token. `hashes`: by which the
+    realm is measured. `rims`: its measurements at its start, `rems`: register → values; 32, 48 or 64 bytes.
+    `personalizations`: 64 bytes. `implementations`: 32 bytes, `devices`: instance ids of 33. `components`: digests that
+    the platform's software may have, every component one of them.
+    """
+
+    debug: bool = False
+    profiles: frozenset[str] = frozenset(PROFILES)
+    hashes: frozenset[str] = frozenset(HASHES)
+    rims: frozenset[bytes] | None = None
+    rems: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
+    personalizations: frozenset[bytes] | None = None
+    implementations: frozenset[bytes] | None = None
+    devices: frozenset[bytes] | None = None
+    components: frozenset[bytes] | None = None
+
+
+def appraise_cca(claims: CcaClaims, rules: CcaRules) -> tuple[Finding, ...]:
+    """Return every rule that the claims break; `shape.enforce` raises for them."""
+    found = [
+        Finding(f"cca.{rule}", Severity.FAIL, f"cca: {message}") for rule, message in _broken(claims, rules)
+    ]
+    if claims.platform_key is None:
+        text = "cca: no platform key was given, so that nothing says whose platform this is"
+        found.append(Finding("cca.platform-key", Severity.COULD_NOT, text))
+    return tuple(found)
+
+
+def _broken(claims: CcaClaims, rules: CcaRules) -> Iterator[tuple[str, str]]:
+    token = claims.token
+    named = token.state.name.lower().replace("_", " ")
+    if token.state in _DEBUG:
+        if not rules.debug:
+            yield (
+                "debug",
+                f"the platform is open to debugging: its lifecycle is 0x{token.lifecycle:x}, {named}",
+            )
+    elif token.state is not Lifecycle.SECURED:
+        yield "lifecycle", f"the platform is not secured: its lifecycle is 0x{token.lifecycle:x}, {named}"
+    if token.profile not in rules.profiles:
+        yield "profile", f"the profile {token.profile} is not accepted"
+    if token.hash_name not in rules.hashes:
+        yield "hash", f"a realm that is measured by {token.hash_name} is not accepted"
+    for rule, value, accepted in (
+        ("rim", token.initial, rules.rims),
+        *(
+            (f"rem{number}", token.extensible[number], values)
+            for number, values in sorted(rules.rems.items())
+        ),
+        ("personalization", token.personalization, rules.personalizations),
+        ("implementation", token.implementation, rules.implementations),
+        ("device", token.instance, rules.devices),
+    ):
+        if accepted is not None and value not in accepted:
+            yield rule, f"the {rule} {value.hex()} is not accepted"
+    if rules.components is not None:
+        for component in token.components:
+            if component.measurement not in rules.components:
+                yield (
+                    "component",
+                    f"the platform's component {component.name!r} {component.measurement.hex()} is not accepted",
+                )
