@@ -54,7 +54,7 @@ def record_view(data: bytes) -> Content:
             "name": model.name,
             "weights": model.weights.hex(),
             "event": model.event,
-            "event_digest": model.event_digest.hex(),
+            "event_digest": None if model.event_digest is None else model.event_digest.hex(),
             "link": model.link.name.lower(),
         },
         "context": plain(record.context),

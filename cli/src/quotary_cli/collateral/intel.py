@@ -51,7 +51,8 @@ def fetch_tdx(
         Failure: the server could not be asked.
     """
     quote = parse_tdx_quote(data)
-    path = verify_intel_path(quote.chain, root or intel_root(), at, leaf=PCK_NAME, length=_PATH_LENGTH)
+    path = verify_intel_path(quote.chain, root or intel_root(), leaf=PCK_NAME, length=_PATH_LENGTH)
+    path.require_valid("the pck", at)
     fmspc, ca = read_pck(path).fmspc.hex(), _ca(path.chain[0])
     tcb_info = fetch(f"{base}/tdx/certification/v4/tcb?fmspc={fmspc}")
     identity = fetch(f"{base}/tdx/certification/v4/qe/identity")

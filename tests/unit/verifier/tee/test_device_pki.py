@@ -34,6 +34,6 @@ def test_a_path_has_at_most_six_certificates_between_leaf_and_root() -> None:
     root = device_root()
     leaf, *others = (one.certificate for one in path_of(root))
     pinned = PinnedRoot(root.der)
-    assert len(verify_device_path(leaf, others, pinned, NOW).chain) == 4
+    assert len(verify_device_path(leaf, others, pinned).chain) == 4
     with pytest.raises(MalformedError, match="7 certificates between"):
-        verify_device_path(leaf, [*others, *others, *others, others[0]], pinned, NOW)
+        verify_device_path(leaf, [*others, *others, *others, others[0]], pinned)

@@ -155,10 +155,10 @@ def test_the_path_is_checked_at_the_signed_time_and_not_at_the_present_one() -> 
     years_later = NOW + timedelta(days=3000)
     assert verified(at=years_later).signed_time == NOW
     stale = replace(FORGE, time=NOW + timedelta(days=2)).document()
-    with pytest.raises(EvidenceError, match="path of the device does not hold"):
+    with pytest.raises(EvidenceError, match="path of the device is not valid at"):
         verified(stale, at=years_later)
     early = replace(FORGE, time=NOW - timedelta(days=2)).document()
-    with pytest.raises(EvidenceError, match="path of the device does not hold"):
+    with pytest.raises(EvidenceError, match="path of the device is not valid at"):
         verified(early, at=years_later)
 
 
@@ -187,7 +187,7 @@ def test_a_path_with_a_fault_is_refused() -> None:
     gone = issue("ca 2", 2, first, begins=NOW - timedelta(days=9))
     for second in (no_ca, no_signer, gone):
         path = (issue("device", 3, second, ca=False), second, first)
-        with pytest.raises(EvidenceError, match="does not hold"):
+        with pytest.raises(EvidenceError, match=r"does not hold|at no time"):
             verified(NitroForge(path=path).document())
     for leaf in (
         {"ca": True},

@@ -9,7 +9,13 @@ import pytest
 from amd_pki import BOUND, LONG, NOW, OID, SHORT, AmdForge, ca_extensions, integer, rsa_key
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from quotary_verifier.errors import EvidenceError, MalformedError, QuotaryError, UnsupportedError
+from quotary_verifier.errors import (
+    EvidenceError,
+    MalformedError,
+    OutOfTimeError,
+    QuotaryError,
+    UnsupportedError,
+)
 from quotary_verifier.evidence.tee.amd_certs import AmdRoots, Generation, SigningKey, amd_roots
 from quotary_verifier.evidence.tee.shape import report_data
 from quotary_verifier.evidence.tee.snp import SnpClaims, SnpEndorsements, verify_snp
@@ -203,7 +209,7 @@ def test_an_issuer_that_may_not_sign_certificates_is_refused(extensions: list[ob
 def test_a_certificate_outside_its_time_is_refused(part: str, days: tuple[int, int]) -> None:
     forge = AmdForge()
     parts = {"leaf": forge.leaf(), "issuer": forge.issuer(), part: getattr(forge, part)(days=days)}
-    with pytest.raises(EvidenceError, match="is not valid at 2026-06-01"):
+    with pytest.raises(OutOfTimeError, match="is not valid at 2026-06-01"):
         verified(forge, endorsements=SnpEndorsements(**parts))
 
 

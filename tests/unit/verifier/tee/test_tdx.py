@@ -30,7 +30,13 @@ from intel_sgx import (
     tcb_signing,
 )
 
-from quotary_verifier.errors import EvidenceError, MalformedError, QuotaryError, UnsupportedError
+from quotary_verifier.errors import (
+    EvidenceError,
+    MalformedError,
+    OutOfTimeError,
+    QuotaryError,
+    UnsupportedError,
+)
 from quotary_verifier.evidence.tee.intel_pki import IntelRoot, intel_root
 from quotary_verifier.evidence.tee.tdx import TdxClaims, verify_tdx
 from quotary_verifier.evidence.tee.tdx_quote import parse_tdx_quote
@@ -197,14 +203,14 @@ def chain(leaf: dict[str, Any] | None = None, ca: dict[str, Any] | None = None) 
 
 PATHS: dict[str, tuple[Callable[[], bytes], type[QuotaryError], str]] = {
     "a pck of another name": (lambda: chain({"subject": SIGNING}), EvidenceError, "is expected, not of"),
-    "a pck that is expired": (lambda: chain({"days": (-9, -1)}), EvidenceError, "does not hold"),
-    "a pck that is not yet valid": (lambda: chain({"days": (1, 9)}), EvidenceError, "does not hold"),
+    "a pck that is expired": (lambda: chain({"days": (-9, -1)}), OutOfTimeError, "is not valid at"),
+    "a pck that is not yet valid": (lambda: chain({"days": (1, 9)}), OutOfTimeError, "is not valid at"),
     "a pck that may sign certificates": (lambda: chain({"ca": True}), EvidenceError, "does not hold"),
     "a pck without constraints": (lambda: chain({"ca": None}), EvidenceError, "does not hold"),
     "a pck with the usage of a ca": (lambda: chain({"usage": False}), EvidenceError, "does not hold"),
     "a pck signed by another": (lambda: chain({"signer": "other"}), EvidenceError, "does not hold"),
     "a pck of another issuer": (lambda: chain({"issuer": "Other CA"}), EvidenceError, "does not hold"),
-    "a ca that is expired": (lambda: chain(ca={"days": (-9, -1)}), EvidenceError, "does not hold"),
+    "a ca that is expired": (lambda: chain(ca={"days": (-9, -1)}), OutOfTimeError, "is not valid at"),
     "a ca signed by another": (lambda: chain(ca={"signer": "other"}), EvidenceError, "does not hold"),
     "a ca that is none": (lambda: chain(ca={"ca": False, "path_length": None}), EvidenceError, "does not hold"),
     "another root": (
@@ -247,8 +253,9 @@ def test_a_path_is_valid_when_all_of_its_certificates_are() -> None:
     claims = verified(forge)
     assert (claims.signer.not_before, claims.signer.not_after) == (NOW - timedelta(20), NOW + timedelta(20))
     verified(forge, at=NOW + timedelta(20))
-    with pytest.raises(EvidenceError, match="does not hold"):
+    with pytest.raises(OutOfTimeError, match="is not valid at") as caught:
         verified(forge, at=NOW + timedelta(20, 1))
+    assert (caught.value.not_before, caught.value.not_after) == (NOW - timedelta(20), NOW + timedelta(20))
 
 
 def test_a_pck_key_that_is_not_on_p256_is_not_supported() -> None:

@@ -34,7 +34,15 @@ from intel_sgx import (
     tcb_info,
 )
 
-from quotary_verifier.errors import EvidenceError, MalformedError, PolicyError, QuotaryError, UnsupportedError
+from quotary_verifier.errors import (
+    EvidenceError,
+    MalformedError,
+    OutOfTimeError,
+    PolicyError,
+    QuotaryError,
+    StaleCollateralError,
+    UnsupportedError,
+)
 from quotary_verifier.evidence.tee.shape import Severity, enforce
 from quotary_verifier.evidence.tee.tdx import TdxClaims, verify_tdx
 from quotary_verifier.evidence.tee.tdx_collateral import MAX_JSON, TdxCollateral
@@ -173,9 +181,9 @@ REFUSED: dict[str, tuple[dict[str, Any], type[QuotaryError], str]] = {
         EvidenceError,
         "no level for version 6",
     ),
-    "a tcb info not yet valid": ({"info": tcb_info(issueDate=stamp(1))}, UnsupportedError, "is valid from"),
+    "a tcb info not yet valid": ({"info": tcb_info(issueDate=stamp(1))}, StaleCollateralError, "is valid from"),
     "a tcb info no longer valid": ({"info": tcb_info(nextUpdate=stamp(0))}, UnsupportedError, "is valid from"),
-    "an identity not yet valid": ({"identity": qe_identity(issueDate=stamp(1))}, UnsupportedError, "is valid from"),
+    "an identity not yet valid": ({"identity": qe_identity(issueDate=stamp(1))}, StaleCollateralError, "is valid from"),
     "an identity no longer valid": ({"identity": qe_identity(nextUpdate=stamp(0))}, UnsupportedError, "is valid from"),
     "documents signed by another": ({"signer": "other"}, EvidenceError, "signature of the tcb info"),
     "a pck in place of tcb signing": (
@@ -184,7 +192,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[QuotaryError], str]] = {
         "where 2 are expected",
     ),
     "a signer of another name": ({"signing": signing(subject="x", public=SIGNING)}, EvidenceError, "is expected"),
-    "a signer that is expired": ({"signing": signing(days=(-9, -1))}, EvidenceError, "does not hold"),
+    "a signer that is expired": ({"signing": signing(days=(-9, -1))}, OutOfTimeError, "is not valid at"),
     "a signer under another root": ({"signing": signing(signer="other")}, EvidenceError, "does not hold"),
     "a pck that was revoked": (
         {"pck_crl": crl(PCK_CA, (TdxForge().pck_certificate().serial_number,))},
@@ -193,8 +201,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[QuotaryError], str]] = {
     ),
     "a ca that was revoked": ({"root_crl": crl(ROOT, (pck_ca().serial_number,))}, EvidenceError, "was revoked"),
     "a signer that was revoked": ({"root_crl": crl(ROOT, (1000 + len(SIGNING),))}, EvidenceError, "was revoked"),
-    "a crl of pcks that is expired": ({"pck_crl": crl(PCK_CA, days=(-9, -1))}, UnsupportedError, "no crl of that time"),
-    "a crl of the root that is expired": ({"root_crl": crl(ROOT, days=(-9, -1))}, UnsupportedError, "no crl of that"),
+    "a crl of pcks that is expired": ({"pck_crl": crl(PCK_CA, days=(-9, -1))}, StaleCollateralError, "is valid from"),
+    "an expired crl of the root": ({"root_crl": crl(ROOT, days=(-9, -1))}, StaleCollateralError, "is valid from"),
     "a crl of pcks by another": ({"pck_crl": crl(PCK_CA, signer="other")}, UnsupportedError, "no crl of that time"),
     "a crl that is none": ({"pck_crl": b"\x30\x00"}, MalformedError, "crl"),
     "json that is no object": ({"info": b"[]"}, MalformedError, "no json object"),

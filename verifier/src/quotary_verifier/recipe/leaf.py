@@ -78,6 +78,8 @@ def check_model(policy: Policy, record: Output, log: WorkloadLog) -> ModelFindin
 
 
 def _find(policy: Policy, claim: ModelClaim, log: WorkloadLog) -> ModelFinding:
+    if claim.event is None:
+        raise EvidenceError("the record cites no event of the workload log, and the origin has a TPM")
     logged = log.find(claim.event)
     if logged is None:
         raise EvidenceError(f"event {claim.event} of the workload log is not of the epoch in force")

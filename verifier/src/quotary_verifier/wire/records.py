@@ -154,18 +154,23 @@ class ModelClaim:
     """Which model an output came from, by the workload-log event that measured it (output record, field 9).
 
     `event` is the event's record number, `event_digest` its SHA-256 digest in the log, `weights` the digest of the
-    weights as the event states it.
+    weights as the event states it. Both are None in records of an origin without a TPM, which has no register that a
+    workload log could be extended into.
     """
 
     name: str
     weights: bytes
-    event: int
-    event_digest: bytes
+    event: int | None
+    event_digest: bytes | None
     link: Link
 
     def fields(self) -> dict[int, Any]:
         """Return the map as it stands in the record."""
-        return {1: self.name, 2: self.weights, 3: self.event, 4: self.event_digest, 5: int(self.link)}
+        fields: dict[int, Any] = {1: self.name, 2: self.weights}
+        if self.event is not None:
+            fields |= {3: self.event, 4: self.event_digest}
+        fields[5] = int(self.link)
+        return fields
 
 
 ContextValue = str | int | bool | bytes
@@ -267,11 +272,14 @@ def _digests(value: dict[Any, Any]) -> dict[str, bytes]:
 
 def _model(value: dict[Any, Any]) -> ModelClaim:
     fields = cbor.Fields(value, "model of an output record")
+    cited = fields.has(3)
+    if cited != fields.has(4):
+        raise MalformedError("output record: the fields 3 and 4 of a model stand together or not at all")
     claim = ModelClaim(
         name=fields.text(1, 512),
         weights=fields.octets(2, 32),
-        event=fields.uint(3),
-        event_digest=fields.octets(4, 32),
+        event=fields.uint(3) if cited else None,
+        event_digest=fields.octets(4, 32) if cited else None,
         link=_LINKS[fields.uint(5, len(_LINKS) - 1)],
     )
     if fields.finish():

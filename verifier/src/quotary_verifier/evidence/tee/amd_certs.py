@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.evidence.tee.amd_roots import ARK_GENOA, ARK_MILAN, ARK_TURIN
+from quotary_verifier.evidence.tee.shape import require_valid
 from quotary_verifier.pki.anchors import UNREADABLE
 from quotary_verifier.pki.der import elements, header
 from quotary_verifier.pki.revocation import Revocation, check_revocation, read_crl
@@ -240,6 +241,10 @@ class AmdPath:
         """When the path ceases to be valid."""
         return min(self.leaf.not_after, self.issuer.not_after, self.ark.not_after)
 
+    def require_valid(self, at: datetime) -> None:
+        """OutOfTimeError unless the whole path is valid at a time."""
+        require_valid(f"the certificate path of {self.leaf.name}", self.not_before, self.not_after, at)
+
     @property
     def key(self) -> ec.EllipticCurvePublicKey:
         """The leaf's key. EvidenceError unless it is a point on P-384."""
@@ -257,10 +262,12 @@ def verify_amd_path(
     expected: tuple[Generation, SigningKey],
     at: datetime,
 ) -> AmdPath:
-    """Verify the path of a VCEK or VLEK (DER) of the expected generation and kind, at a time.
+    """Verify the path of a VCEK or VLEK (DER) of the expected generation and kind.
 
-    `issuer`: its ASK or ASVK. `crls`: of the ARK (DER), as many as there are; they list ASKs and ASVKs only.
-    MalformedError, or EvidenceError where a name, signature, date or the ARK does not fit, or the issuer was revoked.
+    `issuer`: its ASK or ASVK. `crls`: of the ARK (DER), as many as there are; they list ASKs and ASVKs only, and tell
+    whether the issuer was revoked by the time `at`. Whether the path is valid then, `AmdPath.require_valid` tells once
+    what its leaf signed was verified.
+    MalformedError, or EvidenceError where a name, signature or the ARK does not fit, or the issuer was revoked.
     """
     generation, kind = expected
     ark = roots.arks.get(generation)
@@ -277,10 +284,10 @@ def verify_amd_path(
     _require_ca(chain[1])
     verify_link(chain[1], ark)
     verify_link(chain[0], chain[1])
-    for one in chain:
-        if not one.not_before <= at <= one.not_after:
-            raise EvidenceError(f"the certificate of {one.name} is not valid at {at:%Y-%m-%dT%H:%M:%SZ}")
-    return AmdPath(*chain, _revocation(chain[1], ark, crls, at))
+    path = AmdPath(*chain, _revocation(chain[1], ark, crls, at))
+    if path.not_before > path.not_after:
+        raise EvidenceError(f"at no time are all certificates of {chain[0].name} and its issuers valid")
+    return path
 
 
 def _revocation(

@@ -21,7 +21,7 @@ from cryptography.x509.verification import (
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tee.maker_root import MakerRoot
-from quotary_verifier.evidence.tee.shape import Signer
+from quotary_verifier.evidence.tee.shape import Signer, require_valid
 from quotary_verifier.pki.anchors import UNREADABLE
 from quotary_verifier.pki.revocation import Revocation
 from quotary_verifier.wire.frozen import frozen
@@ -51,15 +51,24 @@ class DevicePath:
     root: PinnedRoot
 
     @property
-    def signer(self) -> Signer:
-        """Who vouches for the leaf. No CRL is looked at: AWS forbids it, and NVIDIA answers by OCSP only."""
-        return Signer(
-            self.root.subject,
-            self.root.sha256,
-            max(one.not_valid_before_utc for one in self.chain),
-            min(one.not_valid_after_utc for one in self.chain),
-            Revocation.UNKNOWN,
-        )
+    def not_before(self) -> datetime:
+        """When the path begins to be valid."""
+        return max(one.not_valid_before_utc for one in self.chain)
+
+    @property
+    def not_after(self) -> datetime:
+        """When the path ceases to be valid."""
+        return min(one.not_valid_after_utc for one in self.chain)
+
+    def signer_at(self, at: datetime) -> Signer:
+        """Return who vouches for the leaf. No CRL is looked at: AWS forbids it, and NVIDIA answers by OCSP only.
+
+        Raises:
+            OutOfTimeError: the path is not valid at that time.
+        """
+        require_common_time([self], at)
+        root = self.root
+        return Signer(root.subject, root.sha256, self.not_before, self.not_after, Revocation.UNKNOWN)
 
     def verify(self, signature: bytes, signed: bytes, what: str) -> None:
         """EvidenceError unless the leaf's key made the signature (96 bytes, ES384) over exactly `signed`."""
@@ -88,29 +97,44 @@ def read_certificate(der: bytes, most: int = MAX_CERTIFICATE) -> x509.Certificat
 
 
 def verify_device_path(
-    leaf: x509.Certificate, others: Sequence[x509.Certificate], root: PinnedRoot, at: datetime
+    leaf: x509.Certificate, others: Sequence[x509.Certificate], root: PinnedRoot
 ) -> DevicePath:
-    """Verify the path of a device's certificate at a time. `others`: the CAs between, in any order, all of them needed.
+    """Verify the path of a device's certificate. `others`: the CAs between, in any order, all of them needed.
+
+    Whether it is valid at the time that is asked for, `DevicePath.signer_at` tells once its signature was verified.
 
     Raises:
         MalformedError: there are too many, or one cannot be read.
-        EvidenceError: they lead to another root, or do not hold at that time, or one of them is not of the path.
+        EvidenceError: they lead to another root, or hold at no time, or one of them is not of the path.
         UnsupportedError: the leaf's key is not on P-384.
     """
     if len(others) > MAX_PATH - 2:
         raise MalformedError(f"a device's path has {len(others)} certificates between leaf and root")
     try:
         key = leaf.public_key()
-        verified = root.builder.time(at).build_client_verifier().verify(leaf, list(others))
+        chain = root.verify(leaf, others)
     except VerificationError as error:
         raise EvidenceError(f"the certificate path of the device does not hold: {error}") from None
     except (*UNREADABLE, UnsupportedAlgorithm) as error:
         raise MalformedError(f"a certificate of the device cannot be read: {error}") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise UnsupportedError("the device's key is not on p-384")
-    if verified.chain[-1] != root.certificate or set(verified.chain) != {leaf, *others, root.certificate}:
+    if chain[-1] != root.certificate or set(chain) != {leaf, *others, root.certificate}:
         raise EvidenceError("the device's certificates are not exactly one path to the pinned root")
-    return DevicePath(tuple(verified.chain), root)
+    return DevicePath(tuple(chain), root)
+
+
+def require_common_time(paths: Sequence[DevicePath], at: datetime) -> None:
+    """Check that paths, at least one, are all valid at a time.
+
+    Raises:
+        OutOfTimeError: they are not, but at another time.
+        EvidenceError: at no time are all of them.
+    """
+    begin, end = max(path.not_before for path in paths), min(path.not_after for path in paths)
+    if begin > end:
+        raise EvidenceError("at no time are the certificate paths of all devices valid")
+    require_valid("the certificate path of the device", begin, end, at)
 
 
 def _ca_policy() -> ExtensionPolicy:

@@ -27,6 +27,7 @@ from cryptography.x509.verification import (
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tee.intel_root import SGX_ROOT
 from quotary_verifier.evidence.tee.maker_root import MakerRoot
+from quotary_verifier.evidence.tee.shape import require_valid
 from quotary_verifier.pki.anchors import UNREADABLE
 from quotary_verifier.pki.der import elements, header
 from quotary_verifier.pki.profiles import ca_policy
@@ -99,6 +100,10 @@ class IntelPath:
         """When the path ceases to be valid."""
         return min(one.not_valid_after_utc for one in self.chain)
 
+    def require_valid(self, what: str, at: datetime) -> None:
+        """OutOfTimeError unless the whole path, which is that of `what`, is valid at a time."""
+        require_valid(f"the certificate path of {what}", self.not_before, self.not_after, at)
+
     def verify(self, signature: bytes, signed: bytes, what: str) -> None:
         """EvidenceError unless the leaf's key made the signature (64 bytes) over exactly `signed`."""
         key = self.chain[0].public_key()
@@ -115,14 +120,15 @@ def verify_p256(key: ec.EllipticCurvePublicKey, signature: bytes, signed: bytes,
         raise EvidenceError(f"{what} does not verify") from None
 
 
-def verify_intel_path(pem: bytes, root: IntelRoot, at: datetime, *, leaf: str, length: int) -> IntelPath:
-    """Verify a path of `length` certificates, leaf first, at a time. `leaf`: the name that its role demands.
+def verify_intel_path(pem: bytes, root: IntelRoot, *, leaf: str, length: int) -> IntelPath:
+    """Verify a path of `length` certificates, leaf first. `leaf`: the name that its role demands.
 
-    The root may be left out of the chain; where it is there, it is the one that is trusted.
+    The root may be left out of the chain; where it is there, it is the one that is trusted. Whether the path is valid
+    at the time that is asked for, `IntelPath.require_valid` tells once its signatures were verified.
 
     Raises:
         MalformedError: it is not that many certificates.
-        EvidenceError: it does not lead to the root at that time, or the leaf has another role.
+        EvidenceError: it does not lead to the root, or at no time, or the leaf has another role.
         UnsupportedError: the leaf's key is not on P-256.
     """
     certificates = read_chain(pem)
@@ -136,16 +142,16 @@ def verify_intel_path(pem: bytes, root: IntelRoot, at: datetime, *, leaf: str, l
         if common != [leaf]:
             raise EvidenceError(f"a certificate of {leaf!r} is expected, not of {common!r}")
         key = first.public_key()
-        verified = root.builder.time(at).build_client_verifier().verify(first, certificates[1:])
+        chain = root.verify(first, certificates[1:])
     except VerificationError as error:
         raise EvidenceError(f"the certificate path of {leaf!r} does not hold: {error}") from None
     except (*UNREADABLE, UnsupportedAlgorithm) as error:
         raise MalformedError(f"a certificate cannot be read: {error}") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise UnsupportedError(f"the key of {leaf!r} is not on p-256")
-    if len(verified.chain) != length or verified.chain[-1] != root.certificate:
+    if len(chain) != length or chain[-1] != root.certificate:
         raise EvidenceError(f"the certificate path of {leaf!r} does not have {length} certificates")
-    return IntelPath(tuple(verified.chain))
+    return IntelPath(tuple(chain))
 
 
 def read_chain(pem: bytes) -> list[x509.Certificate]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from quotary_verifier.errors import EvidenceError
+from quotary_verifier.errors import EvidenceError, OutOfTimeError
 from quotary_verifier.evidence.tee.device_pki import (
     PinnedRoot,
     read_certificate,
@@ -116,9 +116,13 @@ def _verified(evidence: bytes, at: datetime, root: PinnedRoot) -> NitroClaims:
     if document.bundle[0] != root.der:
         raise EvidenceError("the nitro document's root is not the pinned one")
     leaf = read_certificate(document.certificate)
-    path = verify_device_path(leaf, [read_certificate(der) for der in document.bundle[1:]], root, signed_time)
+    path = verify_device_path(leaf, [read_certificate(der) for der in document.bundle[1:]], root)
     path.verify(document.signature, document.signed, "the nitro document")
-    return NitroClaims(document, path.signer, at)
+    try:
+        signer = path.signer_at(signed_time)
+    except OutOfTimeError as error:  # of its own time, which no caller can choose better: it is false
+        raise EvidenceError(str(error)) from None
+    return NitroClaims(document, signer, at)
 
 
 def _bound(claims: NitroClaims, user_data: bytes, nonce: bytes) -> NitroClaims:

@@ -26,6 +26,7 @@ from quotary_verifier.evidence.tee.device_pki import (
     DevicePath,
     PinnedRoot,
     read_certificate,
+    require_common_time,
     verify_device_path,
 )
 from quotary_verifier.evidence.tee.device_roots import NVIDIA_DEVICES
@@ -113,29 +114,52 @@ def verify_nvidia(
     Raises:
         MalformedError: report or certificate is not of its form.
         EvidenceError: the report answers another nonce, or its path, signature or firmware does not hold.
+        OutOfTimeError: all of that fits, and the certificates are of another time.
         UnsupportedError: a version or key is not known.
     """
     require_time(at)
+    return _verified(evidence, certificates, nonce, root).claims_at(at)
+
+
+@frozen
+class _Verified:
+    """A report that holds at some time, and the path of its signer. `firmware`: it was held against the certificate."""
+
+    report: SpdmReport
+    path: DevicePath
+    model: str
+    architecture: Architecture | None
+    device: bytes | None
+    firmware: bool
+
+    def claims_at(self, at: datetime) -> NvidiaClaims:
+        """Return what it says; OutOfTimeError unless the path is valid at that time."""
+        shown, not_shown = _SHOWN, _NOT_SHOWN
+        return NvidiaClaims(
+            self.report,
+            self.architecture,
+            self.model,
+            self.device,
+            self.path.signer_at(at),
+            (*shown, "firmware") if self.firmware else shown,
+            not_shown if self.firmware else ("firmware", *not_shown),
+        )
+
+
+def _verified(
+    evidence: bytes, certificates: Sequence[bytes], nonce: bytes, root: PinnedRoot | None
+) -> _Verified:
     if len(nonce) != _NONCE_BYTES:
         raise ValueError(f"{len(nonce)} bytes are expected as nonce, not {_NONCE_BYTES}")
     report = parse_spdm_report(evidence)
-    path = _path(certificates, root or nvidia_root(), at)
+    path = _path(certificates, root or nvidia_root())
     path.verify(report.signature, report.signed, "the device's report")
     if not hmac.compare_digest(report.nonce, nonce):
         raise EvidenceError("the nonce is not what the device's report has to answer")
     model = _model(path)
     architecture = next((one for one in Architecture if model.startswith(one.value)), None)
     checked = _check_firmware(path.chain[0], report, architecture)
-    shown, not_shown = (_SHOWN, _NOT_SHOWN)
-    return NvidiaClaims(
-        report,
-        architecture,
-        model,
-        _device(path),
-        path.signer,
-        (*shown, "firmware") if checked else shown,
-        not_shown if checked else ("firmware", *not_shown),
-    )
+    return _Verified(report, path, model, architecture, _device(path), checked)
 
 
 def verify_nvidia_devices(
@@ -154,15 +178,16 @@ def verify_nvidia_devices(
     reports = split_reports(evidence)
     if len(reports) != len(certificates):
         raise EvidenceError(f"{len(reports)} devices report, and {len(certificates)} have certificates")
-    claims = tuple(
-        verify_nvidia(report, path, at, nonce=nonce, root=root)
-        for report, path in zip(reports, certificates, strict=True)
-    )
+    require_time(at)
+    verified = [
+        _verified(report, path, nonce, root) for report, path in zip(reports, certificates, strict=True)
+    ]
     leaves = {path[0] for path in certificates}
-    devices = [one.device for one in claims if one.device is not None]
-    if len(leaves) != len(claims) or len(set(devices)) != len(devices):
+    devices = [one.device for one in verified if one.device is not None]
+    if len(leaves) != len(verified) or len(set(devices)) != len(devices):
         raise EvidenceError("two of the reports are of one device")
-    return claims
+    require_common_time([one.path for one in verified], at)
+    return tuple([one.claims_at(at) for one in verified])
 
 
 def split_reports(evidence: bytes) -> list[bytes]:
@@ -180,14 +205,14 @@ def split_reports(evidence: bytes) -> list[bytes]:
     return reports
 
 
-def _path(certificates: Sequence[bytes], root: PinnedRoot, at: datetime) -> DevicePath:
+def _path(certificates: Sequence[bytes], root: PinnedRoot) -> DevicePath:
     given = list(certificates)
     if given and given[-1] == root.der:
         given.pop()
     if not 0 < len(given) < MAX_PATH:
         raise MalformedError(f"a device's path has {len(given)} certificates without its root")
     leaf, *others = [read_certificate(der) for der in given]
-    return verify_device_path(leaf, others, root, at)
+    return verify_device_path(leaf, others, root)
 
 
 def _model(path: DevicePath) -> str:

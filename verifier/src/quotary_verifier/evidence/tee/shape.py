@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final, Protocol
 
-from quotary_verifier.errors import EvidenceError, UnsupportedError
+from quotary_verifier.errors import EvidenceError, OutOfTimeError, UnsupportedError
 from quotary_verifier.pki.revocation import Revocation
 from quotary_verifier.wire.frozen import frozen
 
@@ -124,3 +124,18 @@ def require_time(at: datetime) -> None:
     """ValueError unless the time has a time zone."""
     if at.tzinfo is None:
         raise ValueError("a time without a time zone is ambiguous")
+
+
+def require_valid(what: str, not_before: datetime, not_after: datetime, at: datetime) -> None:
+    """Check that a path of certificates is valid at a time: the last thing that a verification asks.
+
+    Raises:
+        OutOfTimeError: it is not; `what` was verified in every other respect before.
+    """
+    if not not_before <= at <= not_after:
+        raise OutOfTimeError(
+            f"{what} is not valid at {at:%Y-%m-%dT%H:%M:%SZ}, but from {not_before:%Y-%m-%dT%H:%M:%SZ}"
+            f" to {not_after:%Y-%m-%dT%H:%M:%SZ}",
+            not_before,
+            not_after,
+        )

@@ -108,6 +108,7 @@ def verify_snp(
     Raises:
         MalformedError: report, certificate or CRL is not of its form.
         EvidenceError: the report binds something else, or key, path, chip or TCB do not fit each other.
+        OutOfTimeError: all of that fits, and the certificates are of another time.
         UnsupportedError: version, algorithm or processor is not known.
     """
     require_time(at)
@@ -129,6 +130,7 @@ def verify_snp(
     csp = _check_leaf(path, report, generation, reported)
     if not hmac.compare_digest(report.report_data, report_data):
         raise EvidenceError("the report data is not what the sev-snp report has to bind")
+    path.require_valid(at)
     return _claims(report, generation, reported, csp, path, trusted.names[generation])
 
 

@@ -97,14 +97,16 @@ def verify_tdx(
     Raises:
         MalformedError: quote, certificate or collateral is not of its form.
         EvidenceError: the quote binds something else, or a signature, identity or the platform does not fit.
-        UnsupportedError: a version or algorithm is not known, or the collateral is not of that time.
+        OutOfTimeError: all of that fits, and the certificates are of another time.
+        StaleCollateralError: all of it holds, and the collateral is of another time.
+        UnsupportedError: a version or algorithm is not known, or the collateral's CRLs say nothing.
     """
     require_time(at)
     if len(report_data) != REPORT_DATA_BYTES:
         raise ValueError(f"{len(report_data)} bytes are expected as report data, not {REPORT_DATA_BYTES}")
     trusted = root or intel_root()
     quote = parse_tdx_quote(evidence)
-    path = verify_intel_path(quote.chain, trusted, at, leaf=PCK_NAME, length=_PCK_CHAIN_LENGTH)
+    path = verify_intel_path(quote.chain, trusted, leaf=PCK_NAME, length=_PCK_CHAIN_LENGTH)
     pck = read_pck(path)
     _check_signatures(quote, path)
     if any(quote.body.mr_signer_seam) or any(quote.body.seam_attributes):
@@ -114,9 +116,12 @@ def verify_tdx(
     tcb, shown = None, list(_ALWAYS)
     not_shown: list[str] = []
     if collateral is None:
+        path.require_valid("the pck", at)
         not_shown += _BY_COLLATERAL
     else:
         facts = verify_collateral(collateral, quote, pck, path, trusted, at)
+        path.require_valid("the pck", at)
+        facts.require_valid(at)
         tcb = appraise_tcb(quote, pck, collateral, facts, trusted, at)
         shown += _BY_COLLATERAL
     (not_shown if tcb is None else shown).append("tcb")

@@ -13,9 +13,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
 
-from cryptography import x509
-
-from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.errors import (
+    EvidenceError,
+    MalformedError,
+    StaleCollateralError,
+    UnsupportedError,
+)
 from quotary_verifier.evidence.tee.intel_pki import (
     TCB_SIGNING_NAME,
     IntelPath,
@@ -103,7 +106,7 @@ class CollateralFacts:
     """What verified collateral says of a quote's platform, before its levels are compared.
 
     `not_before`, `not_after`: when all of it is valid, the latter no longer included. `evaluation`: the lower of the
-    two evaluation data numbers.
+    two evaluation data numbers. `paths`: of who signed it. `good`: CRLs say that no certificate was revoked by then.
     """
 
     levels: tuple[TcbLevel, ...]
@@ -112,21 +115,45 @@ class CollateralFacts:
     evaluation: int
     not_before: datetime
     not_after: datetime
+    paths: tuple[IntelPath, ...]
+    good: bool
+
+    def require_valid(self, at: datetime) -> None:
+        """Check that the collateral decides something at a time.
+
+        Raises:
+            OutOfTimeError: a certificate of who signed it is of another time.
+            StaleCollateralError: it is itself.
+            UnsupportedError: its CRLs do not say of every certificate that it was not revoked.
+        """
+        for path in self.paths:
+            path.require_valid("tcb signing", at)
+        if not self.not_before <= at < self.not_after:
+            raise StaleCollateralError(
+                f"the tdx collateral is valid from {self.not_before:%Y-%m-%dT%H:%M:%SZ} to"
+                f" {self.not_after:%Y-%m-%dT%H:%M:%SZ}, not at {at:%Y-%m-%dT%H:%M:%SZ}",
+                self.not_before,
+                self.not_after,
+            )
+        if not self.good:
+            raise UnsupportedError("no crl of that time says that nobody who signed was revoked")
 
 
 def verify_collateral(
     collateral: TdxCollateral, quote: TdxQuote, pck: Pck, path: IntelPath, root: IntelRoot, at: datetime
 ) -> CollateralFacts:
-    """Verify collateral for a quote whose PCK path is verified, at a time.
+    """Verify collateral for a quote whose PCK path is verified; `at` is the time by which nobody may have been revoked.
+
+    Whether the collateral decides anything then, `CollateralFacts.require_valid` tells.
 
     Raises:
         MalformedError: a document is not of its form.
         EvidenceError: a signature does not hold, something was revoked, or platform, quoting enclave or TDX module
             are not those that the collateral is for.
-        UnsupportedError: the collateral is not of that time, of an unknown version, or its CRLs say nothing.
+        UnsupportedError: the collateral is of an unknown version.
     """
     root_crl, pck_crl = read_crl(collateral.root_ca_crl), read_crl(collateral.pck_crl)
-    documents = []
+    documents, paths, states = [], [], []
     for text, signature, chain, what in (
         (
             collateral.tcb_info,
@@ -141,35 +168,25 @@ def verify_collateral(
             "the qe identity",
         ),
     ):
-        signer = verify_intel_path(chain, root, at, leaf=TCB_SIGNING_NAME, length=2)
-        _require_good(signer, (root_crl,), at, what)
+        signer = verify_intel_path(chain, root, leaf=TCB_SIGNING_NAME, length=2)
+        paths.append(signer)
+        states.append(path_revocation(signer, (root_crl,), at))
         documents.append(_Document(_signed_json(text, signature, signer, what), what))
-    _require_good(path, (pck_crl, root_crl), at, "the pck certificate")
+    states.append(path_revocation(path, (pck_crl, root_crl), at))
     info, identity = documents
-    first = max(document.time("issueDate") for document in documents)
     ends = [document.time("nextUpdate") for document in documents]
     ends += [crl.next_update_utc for crl in (root_crl, pck_crl) if crl.next_update_utc]
-    if not first <= at < min(ends):
-        raise UnsupportedError(
-            f"the tdx collateral is valid from {first:%Y-%m-%dT%H:%M:%SZ} to {min(ends):%Y-%m-%dT%H:%M:%SZ}, "
-            f"not at {at:%Y-%m-%dT%H:%M:%SZ}"
-        )
     _check_platform(info, pck)
     return CollateralFacts(
         levels=tuple(_level(level) for level in info.documents("tcbLevels")),
         qe=_qe_status(identity, quote.qe_report),
         module=_module_status(info, quote.body),
         evaluation=min(document.number("tcbEvaluationDataNumber") for document in documents),
-        not_before=first,
+        not_before=max(document.time("issueDate") for document in documents),
         not_after=min(ends),
+        paths=tuple(paths),
+        good=set(states) == {Revocation.GOOD},
     )
-
-
-def _require_good(
-    path: IntelPath, crls: tuple[x509.CertificateRevocationList, ...], at: datetime, what: str
-) -> None:
-    if path_revocation(path, crls, at) is not Revocation.GOOD:
-        raise UnsupportedError(f"no crl of that time says that what signed {what} was not revoked")
 
 
 def _signed_json(text: bytes, signature: bytes, signer: IntelPath, what: str) -> dict[str, Any]:
