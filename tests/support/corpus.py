@@ -11,10 +11,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -43,6 +46,48 @@ def entry(file: str) -> dict[str, Any]:
         if candidate["file"] == file:
             return candidate
     raise KeyError(file)
+
+
+class _Stated(dict[str, Any]):
+    """What the index states of a file. It keeps in mind what of it a test has read."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+
+def judge(
+    item: Mapping[str, Any],
+    checks: Mapping[str, Callable[[dict[str, Any]], None]],
+    left: Mapping[str, str] | None = None,
+) -> None:
+    """Run the check of an entry's kind, which has to look at its outcome and at all that the index expects of it.
+
+    `left`: what need not be looked at, by name, with the reason; it has to be there. KeyError where there is no check.
+    """
+    stated = _Stated({**item, "expected": _Stated(item["expected"])})
+    checks[item["kind"]](stated)
+    expected: _Stated = stated["expected"]
+    assert "expect" in stated.read, "the outcome was not looked at"
+    assert set(expected) - expected.read == set(left or {}), "what the index expects was not looked at"
+
+
+def check_certificate(certificate: x509.Certificate, expected: Mapping[str, Any]) -> None:
+    """Hold a certificate against the names and dates that the index states; the parts of a name in any order."""
+    for name in ("subject", "issuer"):
+        if name in expected:
+            found = getattr(certificate, name).rfc4514_string().split(",")
+            assert sorted(found) == sorted(expected[name].split(","))
+    assert certificate.not_valid_before_utc == datetime.fromisoformat(expected["not_before"])
+    assert certificate.not_valid_after_utc == datetime.fromisoformat(expected["not_after"])
 
 
 def corpus_bytes(file: str) -> bytes:

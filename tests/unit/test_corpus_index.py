@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from corpus import corpus_root, entries, needs_corpus
@@ -51,3 +57,55 @@ def test_the_test_file_of_a_folder_takes_its_entries() -> None:
         text = (TESTS / name).read_text()
         top, _, inner = folder.rstrip("/").partition("/")
         assert f'entries("{folder}' in text or f'"{folder}"' in text or f'"{inner}"' in text, (top, name)
+
+
+OUTCOME = "test_a_file_of_the_corpus_has_its_stated_outcome"
+
+
+def test_a_file_that_is_added_without_a_test_fails_the_suite(tmp_path: Path) -> None:
+    """One more file in each folder of TEE evidence: in the index under a kind that has no check, then not in it."""
+    top = corpus_root()
+    assert top is not None
+    for folder in ("tpm", "tlog"):
+        (tmp_path / folder).symlink_to(top / folder)
+    shutil.copytree(top / "tee", tmp_path / "tee")
+    index = entries("")
+    folders = [folder for folder in JUDGED_BY if folder.startswith("tee/")]
+    for folder in folders:
+        (tmp_path / folder / "new.bin").write_bytes(b"new")
+        new = {"file": f"{folder}new.bin", "kind": "unheard-of", "expect": "ok", "expected": {}}
+        index.append(new)
+    (tmp_path / "tee" / "snp" / "left-out.bin").write_bytes(b"new")
+    (tmp_path / "INDEX.json").write_text(json.dumps(index), "utf-8")
+    tests = [Path(__file__), *(TESTS / JUDGED_BY[folder] for folder in folders)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-m",
+        "not slow",
+    ]
+    chosen = f"{OUTCOME} or test_every_file_is_in_the_index"
+    run = subprocess.run(
+        [*command, "-k", chosen, *map(str, tests)],
+        cwd=TESTS.parent,
+        env=os.environ | {"QUOTARY_CORPUS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    line = re.compile(r"^FAILED \S+/(test_\w+\.py)::(\w+)(?:\[(?:\w+/)?([^\]]*)\])?", re.MULTILINE)
+    failed = line.findall(run.stdout)
+    assert sorted(failed) == sorted(
+        [
+            ("test_corpus_index.py", "test_every_file_is_in_the_index_and_every_entry_is_a_file", ""),
+            *((Path(JUDGED_BY[folder]).name, OUTCOME, "new.bin") for folder in folders),
+        ]
+    ), run.stdout
+    (count,) = re.findall(r" (\d+) passed", run.stdout)
+    assert int(count) == len(entries("tee/"))
