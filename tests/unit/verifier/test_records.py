@@ -94,6 +94,14 @@ BOOT = st.builds(
 )
 STATEMENT = st.builds(Statement, salt=SALT, time=TIME, text=TEXT, not_understood=st.just(()))
 EVENTS = st.lists(st.binary(min_size=32, max_size=50), max_size=4).map(tuple)
+ENDORSEMENTS = st.dictionaries(
+    st.text("ab-", min_size=1, max_size=4),
+    st.lists(st.binary(min_size=1, max_size=9), min_size=1, max_size=2).map(tuple),
+    max_size=3,
+)
+NAMED = st.dictionaries(
+    st.text("ab-", min_size=1, max_size=4), st.lists(DIGEST, min_size=1, max_size=2).map(tuple), max_size=3
+)
 SUPPORT = st.builds(
     TpmSupport,
     identifier=st.just("quotary/tpm2-quote/v1"),
@@ -101,15 +109,9 @@ SUPPORT = st.builds(
     chain_before=DIGEST,
     certificates=st.lists(st.binary(min_size=1, max_size=9), max_size=2).map(tuple),
     workload_log=EVENTS,
+    endorsements=ENDORSEMENTS,
 )
-TEE = st.builds(
-    TeeSupport,
-    identifier=TEXT,
-    endorsements=st.dictionaries(
-        st.text("ab-", min_size=1, max_size=4),
-        st.lists(st.binary(min_size=1, max_size=9), min_size=1, max_size=2).map(tuple),
-    ),
-)
+TEE = st.builds(TeeSupport, identifier=TEXT, endorsements=ENDORSEMENTS)
 PATH = st.integers(0, 5).flatmap(lambda n: st.binary(min_size=32 * n, max_size=32 * n))
 ATTESTATION = st.builds(
     Attestation,
@@ -139,18 +141,13 @@ COMMIT = st.builds(
             chain_before=DIGEST,
             certificates=st.lists(DIGEST, max_size=2).map(tuple),
             workload_log=st.none() | st.tuples(DIGEST, st.integers(0, 9)),
+            endorsements=NAMED,
         ),
         max_size=2,
     ).map(tuple),
     boot_logs=st.dictionaries(TEXT, st.tuples(DIGEST, st.integers(0, 9)), max_size=2),
     tees=st.lists(
-        st.builds(
-            CommitTeeSupport,
-            identifier=TEXT,
-            endorsements=st.dictionaries(
-                st.text("ab-", min_size=1, max_size=4), st.lists(DIGEST, min_size=1, max_size=2).map(tuple)
-            ),
-        ),
+        st.builds(CommitTeeSupport, identifier=TEXT, endorsements=NAMED),
         max_size=2,
         unique_by=lambda support: support.identifier,
     ).map(tuple),

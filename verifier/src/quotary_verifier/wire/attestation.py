@@ -30,7 +30,7 @@ from quotary_verifier.wire.limits import (
 )
 
 if TYPE_CHECKING:
-    from quotary_verifier.wire.tee_support import TeeSupport
+    from quotary_verifier.wire.tee_support import Endorsements, TeeSupport
 
 KIND_ATTESTATION = 16
 MEDIA_TYPE = "application/vnd.quotary.attestation+cbor"
@@ -43,8 +43,9 @@ BOOT_LOG_IMA = "ima"
 """Name of the IMA log: the bytes of the kernel's `binary_runtime_measurements`, or of its file for another hash."""
 
 _PCRS = frozenset(range(16))
-_ENDORSEMENTS = 6
-"""Key that a TEE support has and a TPM support has not."""
+_PCR_VALUES, _ENDORSEMENTS = 2, 6
+"""A TPM support has PCR values, and may have endorsements of its AK; a TEE support has endorsements alone."""
+_MAX_ENDORSEMENTS = 32
 _MAX_INDEX = (1 << 63) - 1
 
 
@@ -54,7 +55,8 @@ class TpmSupport:
 
     `pcrs` maps a PCR of 0-15 to its SHA-256 value and leaves out exactly the zero values, the chain PCR and the
     workload PCR. `certificates` are DER, leaf first, the root left out. An item of `workload_log` of 32 bytes is an
-    event's digest (opaque), a longer one the content of an event in full.
+    event's digest (opaque), a longer one the content of an event in full. `endorsements` vouch for the AK by hardware
+    that it lives in (docs/spec/tee.md, "Azure confidential VMs").
     """
 
     identifier: str
@@ -62,6 +64,7 @@ class TpmSupport:
     chain_before: bytes
     certificates: tuple[bytes, ...] = ()
     workload_log: tuple[bytes, ...] = ()
+    endorsements: Endorsements = field(default_factory=dict)
 
     def fields(self) -> dict[int, Any]:
         """Return the map as it stands in an attestation."""
@@ -74,6 +77,8 @@ class TpmSupport:
             fields[4] = list(self.certificates)
         if self.workload_log:
             fields[5] = list(self.workload_log)
+        if self.endorsements:
+            fields[_ENDORSEMENTS] = {name: list(parts) for name, parts in self.endorsements.items()}
         return fields
 
     @classmethod
@@ -90,6 +95,7 @@ class TpmSupport:
             chain_before=fields.octets(3, DIGEST_BYTES),
             certificates=_certificates(fields.array(4, MAX_CERTIFICATES)) if fields.has(4) else (),
             workload_log=_events(fields.array(5, MAX_EVENTS)) if fields.has(5) else (),
+            endorsements=_endorsements(fields) if fields.has(_ENDORSEMENTS) else {},
         )
         fields.finish()
         return support
@@ -109,6 +115,16 @@ def _certificates(items: list[Any]) -> tuple[bytes, ...]:
         if type(item) is not bytes or not 1 <= len(item) <= MAX_CERTIFICATE:
             raise MalformedError("TPM support: a certificate is not a byte string of allowed length")
     return tuple(items)
+
+
+def _endorsements(fields: cbor.Fields) -> Endorsements:
+    """Read what vouches for the AK; the code is loaded only where there is something."""
+    from quotary_verifier.wire.tee_support import read_endorsements
+
+    endorsements = read_endorsements(fields.mapping(_ENDORSEMENTS, _MAX_ENDORSEMENTS), "TPM support")
+    if not endorsements:
+        raise MalformedError("TPM support: endorsements that are empty must be left out")
+    return endorsements
 
 
 def _events(items: list[Any]) -> tuple[bytes, ...]:
@@ -198,14 +214,14 @@ class Attestation:
 
 
 def _read_supports(items: list[Any]) -> tuple[tuple[TpmSupport, ...], tuple[TeeSupport, ...]]:
-    """Read the supports of an attestation: those of a TPM, then the others, which have endorsements in place of PCRs.
+    """Read the supports of an attestation: those of a TPM, then the others, which have endorsements and no PCRs.
 
     Raises:
         MalformedError: one is not of its form or place, or two others have one identifier.
     """
     count = 0
     for item in items:
-        if type(item) is not dict or _ENDORSEMENTS not in item:
+        if type(item) is not dict or _ENDORSEMENTS not in item or _PCR_VALUES in item:
             count += 1
     supports = tuple([TpmSupport.read(item) for item in items[:count]])
     if count == len(items):

@@ -15,17 +15,25 @@ from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_BOOT_LOGS, MAX_CERTIFICATES, MAX_COMMIT, MAX_NOTE, MAX_SUPPORTS
-from quotary_verifier.wire.tee_support import TeeSupport
+from quotary_verifier.wire.tee_support import (
+    MAX_NAMES,
+    Endorsements,
+    TeeSupport,
+    endorsement_fields,
+    read_endorsements,
+    require_names,
+)
 
 KIND_COMMIT = 17
 COMMITS_PER_FILE = 256
 _DIGEST = 32
-_ENDORSEMENTS = 6
+_SUPPORT = "support of a commit"
+_PCR_VALUES, _ENDORSEMENTS = 2, 6
 
 
 @frozen
 class CommitSupport:
-    """A TPM support whose certificates and workload log are named by digest.
+    """A TPM support whose certificates, endorsements and workload log are named by digest.
 
     `workload_log` is the blob that holds the log as CEL-TLV and the number of its leading bytes that this quote
     covers: the log only grows within a boot, so one blob can serve many commits.
@@ -36,6 +44,7 @@ class CommitSupport:
     chain_before: bytes
     certificates: tuple[bytes, ...]
     workload_log: tuple[bytes, int] | None
+    endorsements: Endorsements = field(default_factory=dict)
 
     def fields(self) -> dict[int, Any]:
         """Return the map as it stands in a commit."""
@@ -48,6 +57,8 @@ class CommitSupport:
             fields[4] = list(self.certificates)
         if self.workload_log is not None:
             fields[5] = list(self.workload_log)
+        if self.endorsements:
+            fields[_ENDORSEMENTS] = endorsement_fields(self.endorsements)
         return fields
 
     @classmethod
@@ -76,6 +87,7 @@ class CommitSupport:
             chain_before=fields.octets(3, _DIGEST),
             certificates=tuple(certificates),
             workload_log=_named_blob(fields.array(5, 2)) if fields.has(5) else None,
+            endorsements=_named_endorsements(fields) if fields.has(_ENDORSEMENTS) else {},
         )
         fields.finish()
         return support
@@ -100,10 +112,16 @@ class CommitTeeSupport:
             MalformedError: it is not one.
         """
         support = TeeSupport.read(value)
-        for named in support.endorsements.values():
-            if any(len(digest) != _DIGEST for digest in named):
-                raise MalformedError("support of a commit: an endorsement is not named by 32 bytes")
+        require_names(support.endorsements, _SUPPORT)
         return cls(support.identifier, support.endorsements)
+
+
+def _named_endorsements(fields: cbor.Fields) -> Endorsements:
+    endorsements = read_endorsements(fields.mapping(_ENDORSEMENTS, MAX_NAMES), _SUPPORT)
+    require_names(endorsements, _SUPPORT)
+    if not endorsements:
+        raise MalformedError(f"{_SUPPORT}: endorsements that are empty must be left out")
+    return endorsements
 
 
 def _named_blob(value: list[Any]) -> tuple[bytes, int]:
@@ -174,8 +192,8 @@ class Commit:
 
 
 def _supports(items: list[Any]) -> tuple[tuple[CommitSupport, ...], tuple[CommitTeeSupport, ...]]:
-    """Read the supports: those of a TPM, then the others, which have endorsements in place of PCRs."""
-    count = sum(1 for item in items if type(item) is not dict or _ENDORSEMENTS not in item)
+    """Read the supports: those of a TPM, then the others, which have endorsements and no PCRs."""
+    count = sum(type(item) is not dict or _ENDORSEMENTS not in item or _PCR_VALUES in item for item in items)
     first = tuple(CommitSupport.read(item) for item in items[:count])
     tees = tuple(CommitTeeSupport.read(item) for item in items[count:])
     if len({support.identifier for support in tees}) < len(tees):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The support of a TEE line: what vouches for its evidence, archived with it (docs/spec/tee.md, "Hardware lines")."""
+"""The support of a TEE line: what vouches for its evidence, archived with it (docs/spec/tee.md, "Hardware lines").
+
+What vouches for the AK of a TPM line has the same shape, as `read_endorsements` reads it.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,12 @@ MAX_PART = 1 << 20
 """Bytes of one certificate, CRL or document."""
 
 _MAX_NAME = 32
+_DIGEST = 32
 _IDENTIFIER = 1
 _ENDORSEMENTS = 6
+
+Endorsements = Mapping[str, tuple[bytes, ...]]
+"""Name → byte strings."""
 
 
 @frozen
@@ -33,8 +40,7 @@ class TeeSupport:
 
     def fields(self) -> dict[int, Any]:
         """Return the map as it stands beside a note."""
-        listed = {name: list(parts) for name, parts in self.endorsements.items()}
-        return {_IDENTIFIER: self.identifier, _ENDORSEMENTS: listed}
+        return {_IDENTIFIER: self.identifier, _ENDORSEMENTS: endorsement_fields(self.endorsements)}
 
     @classmethod
     def read(cls, value: Any) -> TeeSupport:
@@ -45,16 +51,36 @@ class TeeSupport:
         """
         fields = cbor.Fields(value, "TEE support")
         identifier = fields.text(_IDENTIFIER, 255)
-        endorsements = fields.mapping(_ENDORSEMENTS, MAX_NAMES)
+        endorsements = read_endorsements(fields.mapping(_ENDORSEMENTS, MAX_NAMES), "TEE support")
         fields.finish()
-        cbor.texts(endorsements, "endorsements")
-        return cls(identifier, {name: _parts(name, parts) for name, parts in endorsements.items()})
+        return cls(identifier, endorsements)
 
 
-def _parts(name: str, parts: Any) -> tuple[bytes, ...]:
+def endorsement_fields(endorsements: Endorsements) -> dict[str, list[bytes]]:
+    """Return endorsements as they stand in a support."""
+    return {name: list(parts) for name, parts in endorsements.items()}
+
+
+def read_endorsements(value: dict[Any, Any], what: str) -> dict[str, tuple[bytes, ...]]:
+    """Read the endorsements of a support, of at most `MAX_NAMES` names.
+
+    Raises:
+        MalformedError: one is not a name and byte strings of allowed length.
+    """
+    cbor.texts(value, f"{what}: endorsements")
+    return {name: _parts(name, parts, what) for name, parts in value.items()}
+
+
+def require_names(endorsements: Endorsements, what: str) -> None:
+    """Raise MalformedError unless every endorsement stands as the SHA-256 of a blob."""
+    if any(len(digest) != _DIGEST for named in endorsements.values() for digest in named):
+        raise MalformedError(f"{what}: an endorsement is not named by 32 bytes")
+
+
+def _parts(name: str, parts: Any, what: str) -> tuple[bytes, ...]:
     if not 0 < len(name) <= _MAX_NAME or type(parts) is not list or not 0 < len(parts) <= MAX_PARTS:
-        raise MalformedError(f"TEE support: an endorsement is a name and 1 to {MAX_PARTS} byte strings")
+        raise MalformedError(f"{what}: an endorsement is a name and 1 to {MAX_PARTS} byte strings")
     for part in parts:
         if type(part) is not bytes or not 0 < len(part) <= MAX_PART:
-            raise MalformedError(f"TEE support: an endorsement has 1 to {MAX_PART} bytes")
+            raise MalformedError(f"{what}: an endorsement has 1 to {MAX_PART} bytes")
     return tuple(parts)
