@@ -258,7 +258,7 @@ NONE: frozenset[bytes] = frozenset()
 )
 def test_each_rule_refuses_what_it_does_not_name(rules: CcaRules, rule: str) -> None:
     assert broken(rules) == [(f"cca.{rule}", Severity.FAIL)]
-    with pytest.raises(EvidenceError, match="^cca: "):
+    with pytest.raises(EvidenceError, match=r"^cca: "):
         enforce(appraise_cca(verified(token()), rules))
 
 

@@ -38,7 +38,16 @@ IDENTIFIER_NITRO: Final = "quotary/nitro/v1"
 IDENTIFIER_NVIDIA: Final = "quotary/nvidia/v1"
 """SPDM reports of NVIDIA devices: for each, u16 length and report."""
 
-TEE_IDENTIFIERS: Final = (IDENTIFIER_SEV_SNP, IDENTIFIER_TDX, IDENTIFIER_NITRO, IDENTIFIER_NVIDIA)
+IDENTIFIER_CCA: Final = "quotary/cca/v1"
+"""An Arm CCA token."""
+
+TEE_IDENTIFIERS: Final = (
+    IDENTIFIER_SEV_SNP,
+    IDENTIFIER_TDX,
+    IDENTIFIER_NITRO,
+    IDENTIFIER_NVIDIA,
+    IDENTIFIER_CCA,
+)
 """The identifiers whose key is empty."""
 
 _FIRST_SIZE: Final = 8

@@ -8,8 +8,10 @@ from the platform's maker. Without one, what a token says of its platform and of
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from datetime import UTC, datetime
@@ -48,17 +50,20 @@ _SCHEMES: Final[dict[int, tuple[type[ec.EllipticCurve], hashes.HashAlgorithm]]] 
 }
 _DIGESTS: Final = {"sha-256": hashlib.sha256, "sha-384": hashlib.sha384, "sha-512": hashlib.sha512}
 _ALWAYS: Final = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_BEGIN: Final = "-----BEGIN PUBLIC KEY-----"
+_BLOCK: Final = re.compile(r"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]*)-----END PUBLIC KEY-----")
 _POINT_BYTES: Final = 97
 _COORDINATE_BYTES: Final = 48
 _COSE_KEY: Final = {1: 2, -1: 2}  # EC2, on P-384
 _COSE_ALGORITHM, _COSE_X, _COSE_Y = 3, -2, -3
-_DEBUG: Final = frozenset({Lifecycle.REALM_WORLD_DEBUG, Lifecycle.RECOVERABLE_DEBUG})
+DEBUG_STATES: Final = frozenset({Lifecycle.REALM_WORLD_DEBUG, Lifecycle.RECOVERABLE_DEBUG})
+"""States in which the realm's memory is open to who debugs the platform, or the realm world."""
 
 
 class PlatformKey:
     """A platform's key (CPAK), from its SPKI in DER; `sha256` is the digest of that DER."""
 
-    __slots__ = ("key", "sha256")
+    __slots__ = ("key", "sha256", "spki")
 
     def __init__(self, spki: bytes) -> None:
         """MalformedError if it cannot be read, UnsupportedError if it is not on P-256 or P-384."""
@@ -71,7 +76,35 @@ class PlatformKey:
         ):
             raise UnsupportedError("the platform key of arm cca is not on p-256 or p-384")
         self.key: Final = key
+        self.spki: Final = spki
         self.sha256: Final = hashlib.sha256(spki).digest()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Between processes go the bytes alone: what the library read of them stays in its process."""
+        return PlatformKey, (self.spki,)
+
+
+def platform_key_pem(text: str) -> PlatformKey:
+    """Read a platform's key as one block of PEM, and nothing beside it. Raises as `PlatformKey`."""
+    return PlatformKey(_one_block(text))
+
+
+def platform_keys_pem(text: str) -> tuple[PlatformKey, ...]:
+    """Read all platform keys of a file in PEM. MalformedError where there is none, or one twice; else as the key."""
+    keys = tuple(platform_key_pem(found[0]) for found in _BLOCK.finditer(text))
+    if not keys or len(keys) != text.count(_BEGIN) or len({key.sha256 for key in keys}) != len(keys):
+        raise MalformedError("there is no public key in pem form, one is cut off, or one stands there twice")
+    return keys
+
+
+def _one_block(text: str) -> bytes:
+    found = _BLOCK.fullmatch(text.strip())
+    if found is None:
+        raise MalformedError("a public key is one block of pem, BEGIN PUBLIC KEY to END PUBLIC KEY")
+    try:
+        return binascii.a2b_base64("".join(found[1].split()), strict_mode=True)
+    except (binascii.Error, ValueError):
+        raise MalformedError("the block of a public key is not base64") from None
 
 
 @frozen
@@ -229,9 +262,13 @@ def appraise_cca(claims: CcaClaims, rules: CcaRules) -> tuple[Finding, ...]:
 
 
 def _broken(claims: CcaClaims, rules: CcaRules) -> Iterator[tuple[str, str]]:
-    token = claims.token
+    yield from _of_platform(claims.token, rules)
+    yield from _of_values(claims.token, rules)
+
+
+def _of_platform(token: CcaToken, rules: CcaRules) -> Iterator[tuple[str, str]]:
     named = token.state.name.lower().replace("_", " ")
-    if token.state in _DEBUG:
+    if token.state in DEBUG_STATES:
         if not rules.debug:
             yield (
                 "debug",
@@ -243,6 +280,16 @@ def _broken(claims: CcaClaims, rules: CcaRules) -> Iterator[tuple[str, str]]:
         yield "profile", f"the profile {token.profile} is not accepted"
     if token.hash_name not in rules.hashes:
         yield "hash", f"a realm that is measured by {token.hash_name} is not accepted"
+    if rules.components is not None:
+        for component in token.components:
+            if component.measurement not in rules.components:
+                yield (
+                    "component",
+                    f"the platform's component {component.name!r} {component.measurement.hex()} is not accepted",
+                )
+
+
+def _of_values(token: CcaToken, rules: CcaRules) -> Iterator[tuple[str, str]]:
     for rule, value, accepted in (
         ("rim", token.initial, rules.rims),
         *(
@@ -255,10 +302,3 @@ def _broken(claims: CcaClaims, rules: CcaRules) -> Iterator[tuple[str, str]]:
     ):
         if accepted is not None and value not in accepted:
             yield rule, f"the {rule} {value.hex()} is not accepted"
-    if rules.components is not None:
-        for component in token.components:
-            if component.measurement not in rules.components:
-                yield (
-                    "component",
-                    f"the platform's component {component.name!r} {component.measurement.hex()} is not accepted",
-                )

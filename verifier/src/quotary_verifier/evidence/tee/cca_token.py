@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arm CCA attestation tokens (Arm DEN0137, "Realm Management Monitor", A7.2): a platform token and a realm token.
 
-Each is a COSE_Sign1 with one header. The CBOR is read strictly but for the order of keys; claims that are not named here
-are signed and passed over, as the profile has it.
+Each is a COSE_Sign1 with one header. The CBOR is read strictly but for the order of keys; claims that are not named
+here are signed and passed over, as the profile has it.
 """
 
 from __future__ import annotations

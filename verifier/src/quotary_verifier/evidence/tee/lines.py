@@ -13,6 +13,7 @@ from typing import Final
 
 from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.evidence.tee.amd_certs import AmdRoots
+from quotary_verifier.evidence.tee.cca import PlatformKey, verify_cca
 from quotary_verifier.evidence.tee.device_pki import PinnedRoot
 from quotary_verifier.evidence.tee.intel_pki import IntelRoot
 from quotary_verifier.evidence.tee.nitro import verify_nitro
@@ -22,6 +23,7 @@ from quotary_verifier.evidence.tee.snp import SnpEndorsements, verify_snp
 from quotary_verifier.evidence.tee.tdx import verify_tdx
 from quotary_verifier.evidence.tee.tdx_collateral import TdxCollateral
 from quotary_verifier.tlog.hardware import (
+    IDENTIFIER_CCA,
     IDENTIFIER_NITRO,
     IDENTIFIER_NVIDIA,
     IDENTIFIER_SEV_SNP,
@@ -41,12 +43,16 @@ class Bound:
 
 @frozen
 class TeeRoots:
-    """Roots in place of the makers' own, which are pinned and used where this says None."""
+    """Roots in place of the makers' own, which are pinned and used where this says None.
+
+    `cca`: the keys of Arm CCA platforms, of which no maker publishes a root; without any, nothing is shown of them.
+    """
 
     amd: AmdRoots | None = None
     intel: IntelRoot | None = None
     nitro: PinnedRoot | None = None
     nvidia: PinnedRoot | None = None
+    cca: tuple[PlatformKey, ...] = ()
 
 
 @frozen
@@ -120,6 +126,12 @@ def _nvidia(line: _Line) -> tuple[TeeClaims, ...]:
     )
 
 
+def _cca(line: _Line) -> tuple[TeeClaims, ...]:
+    _require(line, set(), set())
+    bound = report_data(line.bound.digest, line.bound.genesis_sha256)
+    return (verify_cca(line.evidence, line.roots.cca, challenge=bound),)
+
+
 def _require(line: _Line, needed: set[str] | frozenset[str], allowed: set[str]) -> None:
     given = line.endorsements.keys()
     if not needed <= given <= needed | allowed:
@@ -140,4 +152,5 @@ _KINDS: Final[Mapping[str, Callable[[_Line], tuple[TeeClaims, ...]]]] = {
     IDENTIFIER_TDX: _tdx,
     IDENTIFIER_NITRO: _nitro,
     IDENTIFIER_NVIDIA: _nvidia,
+    IDENTIFIER_CCA: _cca,
 }
