@@ -391,10 +391,15 @@ async def test_a_root_opened_for_another_origin_is_refused(tpm: Tpm, tmp_path: P
 def test_an_identity_file_reads_back_what_was_written(tmp_path: Path) -> None:
     from quotary_attest.tpm.model import TpmIdentity, TpmProperties
     from quotary_verifier.wire.records import Genesis
+    from quotary_verifier.wire.records import TpmIdentity as GenesisTpm
 
     tpm = TpmIdentity(
         b"pub", b"priv", b"a" * 32, b"p" * 34, b"nv", b"n" * 32, 15, 13, TpmProperties("IBM", "SW", 1, True)
     )
-    genesis = Genesis(bytes(16), 1, HOST, bytes(32), None).encode()
+    named = GenesisTpm(b"pub", b"\0\x0b" + bytes(32), 15, 13, bytes(14))
+    genesis = Genesis(bytes(16), 1, HOST, bytes(32), named).encode()
     identity = HostIdentity(genesis, bytes(32), tpm)
     assert HostIdentity.decode(identity.encode()) == identity
+    without = Genesis(bytes(16), 1, HOST, bytes(32), None).encode()
+    with pytest.raises(StateError, match="not of one origin"):
+        HostIdentity.decode(HostIdentity(without, bytes(32), tpm).encode())

@@ -193,7 +193,7 @@ def audit_store(store: Store) -> Audit:
     key = attestation_key(parse_public(genesis.tpm.ak), genesis.tpm.ak_parent)
     note_key = VerifierKey(origin, TYPE_ED25519, genesis.note_key)
     report = Audit()
-    last, entries = ZERO, _entries(store)
+    last, entries = ZERO, entries_of(store)
     for number, commit in enumerate(commits_of(store)):
         note = parse_note(commit.note)
         open_note(note, [note_key])
@@ -244,7 +244,7 @@ def commits_of(store: Store) -> list[history.Commit]:
     return [history.Commit.decode(item) for file in files for item in history.split(file)]
 
 
-def _entries(store: Store) -> list[bytes]:
+def entries_of(store: Store) -> list[bytes]:
     """All entries, each held against the record behind it."""
     entries = []
     for number in range(-(-store.size // 256)):

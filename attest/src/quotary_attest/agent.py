@@ -7,8 +7,9 @@
         delivered = await agent.attest(b"an output")
         Path("output.attestation").write_bytes(delivered.encoded)
 
-An `await` on an output returns when its commit, hardware quote included, is on disk. What cannot be attested is an
-error: `Unavailable` (TPM gone, disk full, stopped), `Busy`, `NotServed`; what an operator has to look at before
+An `await` on an output returns when its commit, hardware evidence included, is on disk. An origin without a TPM takes
+open `roots` in place of `tpm`, one of them required. What cannot be attested is an
+error: `Unavailable` (hardware gone, disk full, stopped), `Busy`, `NotServed`; what an operator has to look at before
 anything goes on is `StartRefused`.
 """
 
@@ -25,14 +26,15 @@ from quotary_attest.bootlogs import IMA_LOG, BootLogSettings
 from quotary_attest.engine.errors import (
     AgentError,
     Busy,
+    NotQuotable,
     NotServed,
     StartRefused,
     Unavailable,
     UnknownOutput,
 )
 from quotary_attest.engine.fresh import fresh_quote
-from quotary_attest.engine.further import FurtherRoot, FurtherRoots, close_all
-from quotary_attest.engine.host import CRASH_POINTS, Host, World, check_root
+from quotary_attest.engine.further import FurtherRoot, FurtherRoots, check_anchored, close_all
+from quotary_attest.engine.host import CRASH_POINTS, Host, TeeHost, TpmHost, World, check_root
 from quotary_attest.engine.loop import MAX_QUEUE, Engine
 from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
 from quotary_attest.engine.statements import declare
@@ -44,7 +46,8 @@ from quotary_attest.metrics import NO_METRICS, Metrics
 from quotary_attest.roots import Root
 from quotary_attest.serving.aliases import alias_secret_of
 from quotary_attest.serving.attester import STATEMENT_ID
-from quotary_attest.state import HostIdentity, StateFolder, read_identity
+from quotary_attest.state import StateFolder, read_identity
+from quotary_attest.tpm.model import TpmIdentity
 from quotary_attest.workload import Workload
 from quotary_verifier.evidence.tee.lines import TeeRoots
 from quotary_verifier.wire.bindings import request_commitment
@@ -75,8 +78,8 @@ class Agent:
         `tpm` is a TSS string, used where no open `root` is given; the agent closes either. `resume` is the
         operator's word that a chain PCR which somebody else extended is no reason to stop. `boot_logs` says which
         logs of the boot commits name, by default the kernel's; a `root` that is given follows an IMA log of its own.
-        `roots` bind commits beside the TPM, are open, and are closed with the agent; their evidence has to verify
-        under `tee_roots`, by default the makers'.
+        `roots` bind commits beside the TPM, or in its place, are open, and are closed with the agent; their evidence
+        has to verify under `tee_roots`, by default the makers'.
         """
         self._folder, self._tpm, self._root = folder, tpm, root
         self._workload, self._resume = workload or Workload(), resume
@@ -92,7 +95,7 @@ class Agent:
         cls,
         folder: Path,
         *,
-        root: Root,
+        root: Root | None = None,
         workload: Workload | None = None,
         resume: bool = False,
         world: World | None = None,
@@ -101,7 +104,7 @@ class Agent:
         roots: Sequence[FurtherRoot] = (),
         tee_roots: TeeRoots | None = None,
     ) -> Agent:
-        """Return an agent that runs already, on an open root. Arguments as for the class, errors as for `open`."""
+        """Return an agent that runs already, on open roots. Arguments as for the class, errors as for `open`."""
         agent = cls(
             folder,
             root=root,
@@ -121,7 +124,7 @@ class Agent:
 
         Raises:
             StartRefused: an operator has to look first.
-            StateError: the folder is in use, absent or damaged.
+            StateError: the folder is in use, absent or damaged, or these roots are not what its origin lives on.
             RootError: the root failed.
             StoreError: the disk failed, or the log is damaged.
         """
@@ -145,12 +148,17 @@ class Agent:
         try:
             state = StateFolder(self._folder)
             identity = read_identity(self._folder)
+            if root is None and identity.tpm is not None:
+                root = await _reach(identity.tpm, self._tpm, self._boot_logs)
             if root is None:
-                root = await _reach(identity, self._tpm, self._boot_logs)
-            check_root(identity, root)
-            store = await asyncio.to_thread(Store.open, state.log)
+                check_anchored(self._roots)
+            else:
+                check_root(identity, root)
             further = FurtherRoots(self._roots, identity, self._world.now, self._tee_roots)
-            return Host(state, identity, store, root, self._world, self._metrics, self._boot_logs, further)
+            store = await asyncio.to_thread(Store.open, state.log)
+            if root is None:
+                return TeeHost(state, identity, store, self._world, self._metrics, further)
+            return TpmHost(state, identity, store, root, self._world, self._metrics, self._boot_logs, further)
         except BaseException:
             await close_all(self._roots)
             if state is not None:
@@ -329,6 +337,7 @@ class Agent:
         With `model`, the events of that model and of its engine stand in it in full.
 
         Raises:
+            NotQuotable: the origin has no TPM.
             Unavailable: nothing can be quoted now.
             Busy: too many wait already.
             NotServed: the model is not measured.
@@ -366,11 +375,11 @@ class Agent:
         return status_of(self._host, self._engine, self.models)
 
 
-async def _reach(identity: HostIdentity, tpm: str, logs: BootLogSettings) -> Root:
+async def _reach(keys: TpmIdentity, tpm: str, logs: BootLogSettings) -> Root:
     """Open the root on a TPM. The import is late: what needs no TPM has none of its libraries."""
     from quotary_attest.tpm.root import TpmOptions, open_root
 
-    return await open_root(identity.tpm, tpm, TpmOptions(ima_log=logs.ima or IMA_LOG))
+    return await open_root(keys, tpm, TpmOptions(ima_log=logs.ima or IMA_LOG))
 
 
 __all__ = [
@@ -381,6 +390,7 @@ __all__ = [
     "Busy",
     "Delivered",
     "NewOutput",
+    "NotQuotable",
     "NotServed",
     "StartRefused",
     "Unavailable",

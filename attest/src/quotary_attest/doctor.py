@@ -164,9 +164,9 @@ def _keys(
     from quotary_attest.tpm.keys import counter_value, load_ak, open_counter
 
     with connection.scope() as scope:
-        scope.key(load_ak(connection, identity.tpm, authorizations=authorizations))
+        scope.key(load_ak(connection, identity.tpm_keys, authorizations=authorizations))
     yield good("key", "the attestation key is this tpm's")
-    counter = counter_value(connection, open_counter(connection, identity.tpm))
+    counter = counter_value(connection, open_counter(connection, identity.tpm_keys))
     stored = _stored_starts(folder)
     if counter in (stored, stored - 1):
         yield good("start counter", f"it is at {counter}, as the state says")
@@ -186,7 +186,7 @@ def _stored_starts(folder: Path) -> int:
 def _pcrs(identity: HostIdentity) -> Finding:
     from quotary_attest.tpm.pcr_choice import known_uses
 
-    uses, chosen = known_uses(), (identity.tpm.chain_pcr, identity.tpm.workload_pcr)
+    uses, chosen = known_uses(), (identity.tpm_keys.chain_pcr, identity.tpm_keys.workload_pcr)
     taken = [f"pcr {pcr}: {'; '.join(uses[pcr])}" for pcr in chosen if pcr in uses]
     if taken:
         hint = "switch that off, or make a new origin with other pcrs: whoever extends them stops the agent"
@@ -278,4 +278,4 @@ def _free(what: str, address: Address) -> Finding:
 
 def attestation_key_of(identity: HostIdentity) -> bytes:
     """Return the AK's SubjectPublicKeyInfo, DER."""
-    return parse_public(identity.tpm.ak_public).to_spki_der()
+    return parse_public(identity.tpm_keys.ak_public).to_spki_der()

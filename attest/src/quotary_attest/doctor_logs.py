@@ -39,7 +39,7 @@ def examine_boot_logs(identity: HostIdentity, tcti: str, settings: BootLogSettin
             pcrs = read_pcrs(connection)
     except RootError:
         return  # another finding says so
-    own = (identity.tpm.chain_pcr, identity.tpm.workload_pcr)
+    own = (identity.tpm_keys.chain_pcr, identity.tpm_keys.workload_pcr)
     foreign = {pcr: value for pcr, value in pcrs.items() if pcr not in own}
     if settings.tcg is not None and any(foreign.get(pcr, ZERO) != ZERO for pcr in range(8)):
         yield from _firmware(settings.tcg, foreign)

@@ -22,7 +22,7 @@ _SEED_BYTES = 32
 def init_state(
     folder: Path, host: str, tpm: TpmIdentity, *, counter: int, world: World | None = None
 ) -> HostIdentity:
-    """Make a new origin in an empty folder: note key, genesis record, and the log with its leaf 0.
+    """Make a new origin on a TPM in an empty folder: note key, genesis record, and the log with its leaf 0.
 
     `tpm` is what `quotary_attest.tpm.keys.make_identity` made and `counter` the start counter's value now. No PCR
     is touched: leaf 0 is staged, and history to the first start.
@@ -32,7 +32,26 @@ def init_state(
         MalformedError: the host is not a DNS name.
         StoreError: the disk failed.
     """
-    world = world or World()
+    keys = GenesisTpm(tpm.ak_public, tpm.parent_name, tpm.chain_pcr, tpm.workload_pcr, tpm.nv_public)
+    return _init(folder, host, world or World(), tpm, keys, counter)
+
+
+def init_tee_state(folder: Path, host: str, *, world: World | None = None) -> HostIdentity:
+    """Make a new origin without a TPM in an empty folder. Which roots bind its commits is said when an agent runs.
+
+    Raises as `init_state`.
+    """
+    return _init(folder, host, world or World(), None, None, None)
+
+
+def _init(
+    folder: Path,
+    host: str,
+    world: World,
+    tpm: TpmIdentity | None,
+    keys: GenesisTpm | None,
+    counter: int | None,
+) -> HostIdentity:
     check_host(host)
     make_state_folder(folder)
     seed, moment = world.random(_SEED_BYTES), world.now()
@@ -41,7 +60,7 @@ def init_state(
         time=moment,
         host=host,
         note_key=bytes(SigningKey(seed).verify_key),
-        tpm=GenesisTpm(tpm.ak_public, tpm.parent_name, tpm.chain_pcr, tpm.workload_pcr, tpm.nv_public),
+        tpm=keys,
     ).encode()
     store = Store.open(folder / "log")
     try:

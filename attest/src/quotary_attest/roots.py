@@ -2,8 +2,9 @@
 """What the commit engine asks of a root of trust, without naming any hardware.
 
 `Root` is the root that an origin with an AK lives on (a TPM): it has a chain PCR that only a reboot resets, a
-workload PCR and a start counter. `EvidenceRoot` is a root that stands beside it, a TEE or a GPU: it binds a commit and
-hands out evidence. The engine and its journal know only this module; `quotary_attest.tpm` implements the first.
+workload PCR and a start counter. `EvidenceRoot` is a TEE or a GPU: it binds a commit and hands out evidence, beside a
+`Root`, or in its place where an origin has no AK. The engine and its journal know only this module;
+`quotary_attest.tpm` implements the first.
 
 Specification: design section 2 (chain PCR), section 3 (hardware line, TPM), section 4 (order and recovery).
 """
@@ -50,7 +51,7 @@ class PlatformReset(RootError):  # noqa: N818
 
 
 class RequiredRootFailed(RootError):  # noqa: N818
-    """A root beside the TPM that every commit needs did not bind one. The batch stays staged; it is bound again."""
+    """A root of evidence that every commit needs did not bind one. The batch stays staged; it is bound again."""
 
 
 class ForeignExtend(RootError):  # noqa: N818

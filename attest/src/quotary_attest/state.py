@@ -4,21 +4,21 @@
 ::
 
     lock                   flock: one agent per folder
-    identity               note key, genesis record, the TPM's key blobs and authorisations
+    identity               note key, genesis record, the TPM's key blobs and authorisations, if there is a TPM
     starts                 the start counter's next value, on disk before each increment
     certificates/ak.der    DER certificates of the AK, leaf first, one after another; absent before enrolment
     workload/*.cel         workload log of each boot, and *.secrets: what stands behind its commitments
     log/                   records, tree, journal and published history
 
 Files are readable by their owner only (0600, folders 0700). A folder must never be restored from a backup: the
-start counter in the TPM tells.
+start counter in the TPM tells. An origin without a TPM has no `starts` and no certificates, and nothing that tells.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -48,11 +48,22 @@ class StateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HostIdentity:
-    """An origin and its keys. `note_seed` is the 32-byte Ed25519 seed."""
+    """An origin and its keys. `note_seed` is the 32-byte Ed25519 seed; `tpm` is None where it lives on
+    confidential-computing hardware alone."""
 
     genesis_record: bytes
     note_seed: bytes = field(repr=False)
-    tpm: TpmIdentity
+    tpm: TpmIdentity | None = None
+
+    @property
+    def tpm_keys(self) -> TpmIdentity:
+        """The keys in the TPM. Raises StateError where the origin has none."""
+        if self.tpm is None:
+            raise StateError(
+                "this origin has no tpm: it lives on confidential-computing hardware alone",
+                hint="whoever relies on it pins it in their policy (docs/howto/tee.md)",
+            )
+        return self.tpm
 
     @property
     def genesis(self) -> Genesis:
@@ -66,22 +77,24 @@ class HostIdentity:
 
     def encode(self) -> bytes:
         """Return the bytes of the identity file."""
-        return cbor.encode(
-            {"version": 1, "genesis": self.genesis_record, "note": self.note_seed, "tpm": asdict(self.tpm)}
-        )
+        fields = {"version": 1, "genesis": self.genesis_record, "note": self.note_seed}
+        return cbor.encode(fields if self.tpm is None else {**fields, "tpm": asdict(self.tpm)})
 
     @classmethod
     def decode(cls, data: bytes) -> HostIdentity:
         """Read an identity file. Raises StateError where it is damaged."""
         try:
             value: dict[str, Any] = cbor.decode(data, max_bytes=_MAX_IDENTITY, what="identity file")
-            tpm = dict(value["tpm"])
-            tpm["properties"] = TpmProperties(**tpm["properties"])
-            identity = cls(value["genesis"], value["note"], TpmIdentity(**tpm))
-            Genesis.decode(identity.genesis_record)
+            identity = cls(value["genesis"], value["note"], _tpm(value["tpm"]) if "tpm" in value else None)
+            if (Genesis.decode(identity.genesis_record).tpm is None) != (identity.tpm is None):
+                raise TypeError("its genesis record and its keys are not of one origin")
         except (QuotaryError, KeyError, TypeError) as error:
             raise StateError(f"the identity file is damaged: {error}") from error
         return identity
+
+
+def _tpm(value: Mapping[str, Any]) -> TpmIdentity:
+    return TpmIdentity(**{**value, "properties": TpmProperties(**value["properties"])})
 
 
 def read_identity(folder: Path) -> HostIdentity:
@@ -169,10 +182,10 @@ class StateFolder:
         replace_file(self.path / "starts", f"{value}\n".encode())
 
 
-def create_state(folder: Path, identity: HostIdentity, starts: int) -> None:
+def create_state(folder: Path, identity: HostIdentity, starts: int | None) -> None:
     """Write a new state folder: identity last, so that an interrupted `init` leaves nothing that could start.
 
-    `starts` is the start counter's present value. The log itself is made by the caller before.
+    `starts` is the start counter's present value, None without a TPM. The log itself is made by the caller before.
 
     Raises:
         StateError: the folder holds an identity already.
@@ -183,7 +196,8 @@ def create_state(folder: Path, identity: HostIdentity, starts: int) -> None:
             hint="a new origin needs a new state folder; the old log stays",
         )
     make_folder(folder / "workload")
-    replace_file(folder / "starts", f"{starts}\n".encode())
+    if starts is not None:
+        replace_file(folder / "starts", f"{starts}\n".encode())
     replace_file(folder / "identity", identity.encode())
 
 

@@ -127,7 +127,7 @@ async def _root(config: AgentConfig, tcti: str) -> TpmRoot:
     given = read_passphrase(config.tpm.endorsement_auth_file) if name is None else credential(name)
     auths = Authorizations(endorsement=given or b"")
     options = TpmOptions(authorizations=auths, ima_log=config.boot_logs.ima)
-    return await open_root(read_identity(config.state.folder).tpm, tcti, options)
+    return await open_root(read_identity(config.state.folder).tpm_keys, tcti, options)
 
 
 @asynccontextmanager

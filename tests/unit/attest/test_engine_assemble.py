@@ -49,7 +49,7 @@ def test_the_join_is_the_encoders_bytes(
         SUPPORT.identifier, SUPPORT.pcrs, SUPPORT.chain_before, SUPPORT.certificates, view.reveal(event)
     )
     expected = Attestation(record, genesis, index, path, note, (support,), key).encode()
-    sealed = Sealed(note, Supports(SUPPORT), view)
+    sealed = Sealed(note, Supports((SUPPORT,)), view)
     assert sealed.join(parts) == sealed.join(parts) == expected
 
 

@@ -106,9 +106,10 @@ class WorkloadView:
 
 @dataclass(frozen=True, slots=True)
 class Supports:
-    """The supports of one commit: the TPM's without its workload log, and those of other lines in their order."""
+    """The supports of one commit: the TPM's, if there is one, without its workload log; those of other lines in their
+    order."""
 
-    tpm: TpmSupport
+    own: tuple[TpmSupport, ...]
     tees: tuple[TeeSupport, ...] = ()
 
 
@@ -135,9 +136,9 @@ class Sealed:
         begin, event, end = parts
         shared = self._ends.get(event)
         if shared is None:
-            tpm = replace(self._supports.tpm, workload_log=self._view.reveal(event))
-            tees = [tee.fields() for tee in self._supports.tees]
-            shared = self._ends[event] = self._note + cbor.encode([tpm.fields(), *tees])
+            own = [replace(tpm, workload_log=self._view.reveal(event)) for tpm in self._supports.own]
+            fields = [tpm.fields() for tpm in own] + [tee.fields() for tee in self._supports.tees]
+            shared = self._ends[event] = self._note + cbor.encode(fields)
         return b"".join((self._maps[bool(end)], begin, shared, end, self._logs))
 
 

@@ -19,36 +19,34 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from quotary_attest.engine.assemble import Sealed, Supports, support_of
-from quotary_attest.engine.bootlogs import Named
+from quotary_attest.engine.assemble import Sealed, Supports
+from quotary_attest.engine.binding import Binder, BindingSteps, Plan
 from quotary_attest.engine.epochs import Epochs
 from quotary_attest.engine.further import FurtherLine
 from quotary_attest.engine.host import Host
 from quotary_attest.engine.outputs import Leaves
 from quotary_attest.engine.position import Position
 from quotary_attest.log.journal import StagedBatch
-from quotary_attest.log.tree import Growth, entry_hashes
-from quotary_attest.roots import CommitSteps, ForeignExtend, PlatformReset, Quote, RootGone
+from quotary_attest.log.tree import entry_hashes
+from quotary_attest.roots import Quote, RootGone
 from quotary_verifier.tlog.checkpoint import Checkpoint
-from quotary_verifier.tlog.hardware import HardwareLine, encode_hardware_line
 from quotary_verifier.tlog.note import Note, sign_ed25519
-from quotary_verifier.wire.bindings import ZERO, chain_extend, commit_digest
-from quotary_verifier.wire.history import Commit, CommitSupport
+from quotary_verifier.wire.bindings import ZERO, commit_digest
+from quotary_verifier.wire.history import Commit
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A batch, the tree that it makes, and its entries; `boot` is the one that its boot record names, if any."""
+class Recorded:
+    """A commit as it stands in the history, what its attestations have of it, and where it leaves the chain."""
 
-    batch: StagedBatch
-    growth: Growth
-    entries: list[bytes]
-    boot: tuple[int, int] | None = None
+    commit: Commit
+    supports: Supports
+    position: Position
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A commit that is in the history: what its attestations share, and how many seconds the TPM took."""
+    """A commit that is in the history: what its attestations share, and how many seconds binding it took."""
 
     sealed: Sealed
     seconds: float
@@ -83,9 +81,10 @@ class Committer:
     history and whose leaves are not in tree and records yet.
     """
 
-    def __init__(self, host: Host, epochs: Epochs) -> None:
+    def __init__(self, host: Host, epochs: Epochs, binder: Binder) -> None:
         self.host = host
         self.epochs = epochs
+        self._binder = binder
         self.position = Position(ZERO, (0, 0), ZERO)
         self.staged: StagedBatch | None = None
         self.unapplied: deque[Plan] = deque()
@@ -146,13 +145,9 @@ class Committer:
         if extend:
             return await self._bind(plan, None, stage=False)
         steps = _Steps(self, plan, stage=False, alone=False)
-        steps.before()
-        quoting = asyncio.ensure_future(self._quote(plan, steps))
+        quoting = asyncio.ensure_future(self._binder.again(plan.batch.digest, steps))
         await self._beside(quoting, plan, steps)
         return self._made(plan, steps)
-
-    async def _quote(self, plan: Plan, steps: _Steps) -> None:
-        steps.after(await self.host.root.quote(plan.batch.digest))
 
     async def _bind(
         self, plan: Plan, meanwhile: Callable[[], Awaitable[None]] | None, *, stage: bool
@@ -160,7 +155,7 @@ class Committer:
         alone = not self.host.further.due(self.host.store.commits)
         steps = _Steps(self, plan, stage=stage, alone=alone)
         self.stages.begin()
-        working: asyncio.Future[Any] = asyncio.ensure_future(self.host.root.commit(plan.batch.digest, steps))
+        working: asyncio.Future[Any] = asyncio.ensure_future(self._binder.commit(plan.batch.digest, steps))
         if not alone:
             working = asyncio.ensure_future(self._beside(working, plan, steps))
         working.add_done_callback(self.stages.end)
@@ -196,12 +191,12 @@ class Committer:
 
     def _made(self, plan: Plan, steps: _Steps) -> Made:
         """Take note of a commit that is in the history."""
-        batch, (commit, supports, boot) = plan.batch, steps.result
+        recorded = steps.result
         self.staged = None
         self.unapplied.append(plan)
-        self.position = Position(batch.digest, boot, chain_extend(batch.before, batch.digest))
-        logs = self.host.carried(commit.boot_logs)
-        return Made(Sealed(commit.note, supports, self.epochs.current.view, logs), steps.seconds)
+        self.position = recorded.position
+        note, logs = recorded.commit.note, self.host.carried(recorded.commit.boot_logs)
+        return Made(Sealed(note, recorded.supports, self.epochs.current.view, logs), steps.seconds)
 
     async def apply(self) -> None:
         """Update tree and records with all that is in the history."""
@@ -221,53 +216,24 @@ class Committer:
         await self.host.background.run(self.host.store.sync)
         self.host.world.crash("synced")
 
-    def record(self, plan: Plan, quote: Quote, lines: tuple[FurtherLine, ...]) -> tuple[Commit, Supports]:
-        """Put a commit into the history, durable. Raises as `_check`, and StoreError."""
-        self._check(plan, quote)
-        made = self._commit_of(plan.batch, quote, self.host.boot_logs.named(quote), lines)
-        self.host.store.commit(made[0], plan.batch, plan.growth)
-        return made
-
-    def _check(self, plan: Plan, quote: Quote) -> None:
-        """Hold the quote against what the verifier will demand of it, before anything relies on it.
-
-        Raises:
-            ForeignExtend: the chain or the workload PCR is not as this agent left it.
-            PlatformReset: the boot is not the one that the batch's boot record names.
-        """
-        batch = plan.batch
-        if plan.boot is not None and quote.clock.boot != plan.boot:
-            raise PlatformReset("the platform was reset, or slept, while the agent started", quote.clock)
-        chain_pcr, workload_pcr = self.host.own_pcrs
-        for pcr, expected in (
-            (chain_pcr, chain_extend(batch.before, batch.digest)),
-            (workload_pcr, self.epochs.log.value),
-        ):
-            if quote.pcrs[pcr] != expected:
-                raise ForeignExtend(pcr, expected, quote.pcrs[pcr])
-
-    def _commit_of(
-        self, batch: StagedBatch, quote: Quote, logs: Named, lines: tuple[FurtherLine, ...]
-    ) -> tuple[Commit, Supports]:
-        host = self.host
-        identifier = host.root.identifier
-        line = HardwareLine(identifier, batch.first, quote.evidence)
+    def record(self, plan: Plan, quote: Quote | None, lines: tuple[FurtherLine, ...]) -> Recorded:
+        """Put a commit into the history, durable. Raises as `Binder.part`, and StoreError."""
+        host, batch = self.host, plan.batch
+        own = self._binder.part(plan, quote)
         signed = (
             sign_ed25519(batch.note, host.origin, host.note_key),
-            encode_hardware_line(host.origin, host.ak_spki, line),
+            *own.lines,
             *(further.line for further in lines),
         )
-        note = Note(batch.note, signed).encode()
-        support = support_of(identifier, quote, batch.before, host.own_pcrs, host.certificates)
-        blob = self.epochs.current.blob
-        stored = CommitSupport(identifier, support.pcrs, batch.before, host.certificate_names, blob)
         tees = tuple(further.stored(host.store.put_blob) for further in lines)
-        supports = Supports(support, tuple(further.support for further in lines))
-        return Commit(batch.first, note, (stored,), logs, tees), supports
+        commit = Commit(batch.first, Note(batch.note, signed).encode(), own.stored, own.logs, tees)
+        host.store.commit(commit, batch, plan.growth)
+        supports = Supports(own.supports, tuple(further.support for further in lines))
+        return Recorded(commit, supports, own.position)
 
 
-class _Steps(CommitSteps):
-    """What the disk does about a commit's two commands, on the root's thread: no hop between threads costs time.
+class _Steps(BindingSteps):
+    """What the disk does about a commit, for a TPM on the root's own thread: no hop between threads costs time.
 
     Who gave the commit up calls `leave`. A root that answers after that, when the batch may be on its way anew,
     finds nothing left to do.
@@ -286,11 +252,11 @@ class _Steps(CommitSteps):
         self._begun = self._world.monotonic()
         self._lock = threading.Lock()
         self._left = False
-        self._result: tuple[Commit, Supports, tuple[int, int]] | None = None
+        self._result: Recorded | None = None
 
     @property
-    def result(self) -> tuple[Commit, Supports, tuple[int, int]]:
-        """The commit as it stands in the history, its supports, and the boot that it was quoted in."""
+    def result(self) -> Recorded:
+        """The commit as it stands in the history."""
         if self._result is None:
             raise RuntimeError("the root returned before the commit was in the history")
         return self._result
@@ -302,30 +268,36 @@ class _Steps(CommitSteps):
                 self._committer.host.store.stage(self._plan.batch)
                 self._committer.staged = self._plan.batch
                 self._world.crash("staged")
-        self._loop.call_soon_threadsafe(self._committer.stages.staged.set)
         self._begun = self._world.monotonic()
+        self._loop.call_soon_threadsafe(self._committer.stages.staged.set)
 
     def between(self) -> None:
         """Let the rest of the process use the time of the quote."""
         self._world.crash("extended")
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let the rest of the process go on: the disk and the chain need no time of it any more."""
         self._loop.call_soon_threadsafe(self._committer.stages.extended.set)
 
     def after(self, quote: Quote) -> None:
         """Put the commit into the history, unless other roots are still to come."""
-        self.seconds = self._world.monotonic() - self._begun
-        self._world.crash("quoted")
+        self._bound()
         self._quote = quote
         if self._alone:
             self.record(())
 
     def record(self, lines: tuple[FurtherLine, ...]) -> None:
-        """Check the quote and put the commit into the history."""
-        quote = self._quote
-        if quote is None:
-            raise RuntimeError("the root returned without a quote")
+        """Check the evidence and put the commit into the history."""
+        if self._quote is None:  # nothing but these roots binds it
+            self._bound()
         with self._in_time():
-            self._result = (*self._committer.record(self._plan, quote, lines), quote.clock.boot)
+            self._result = self._committer.record(self._plan, self._quote, lines)
         self._world.crash("in-history")
+
+    def _bound(self) -> None:
+        self.seconds = self._world.monotonic() - self._begun
+        self._world.crash("quoted")
 
     def leave(self) -> None:
         """Keep a job that is still running from writing anything more."""

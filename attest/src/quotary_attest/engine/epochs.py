@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workload log on disk and its epochs (design section 3, "Workload log").
+"""Epochs, and the workload log on disk that proves them (design section 3, "Workload log").
+
+Without a TPM there is no PCR into which a log could be extended: there an epoch is a list, and claims cite no event.
 
 An event goes to disk before its extend, so after a crash the file holds at most one event that the PCR does
 not. `WorkloadLog.fit` compares file and PCR and drops that event; whatever else differs is somebody else's
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from quotary_attest.engine.assemble import WorkloadView
 from quotary_attest.engine.errors import StartRefused
-from quotary_attest.engine.host import Host
+from quotary_attest.engine.host import TpmHost
 from quotary_attest.log.durable import fsync_data, open_file, truncate, write_at
 from quotary_attest.workload import Secret, Workload, events_of, model_key
 from quotary_verifier.errors import QuotaryError
@@ -131,18 +133,43 @@ class WorkloadLog:
 
 
 class Epochs:
-    """Extends events and closes epochs; knows the log of this boot and the epoch in force.
+    """The epoch in force, of an origin that has no workload log.
 
     `generation` moves with every change of the epoch in force, so that a record made under an earlier one is
     recognised.
     """
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.log = WorkloadLog(host.folder / "workload" / "none", host.tpm.workload_pcr)
+    def __init__(self) -> None:
         self.current = Epoch(WorkloadView(()), None)
         self.workload = Workload()
         self.generation = 0
+
+    async def begin(self, workload: Workload) -> None:
+        """Put a full list of what may serve in force.
+
+        The caller holds staging, and has committed what was staged.
+        """
+        claims: dict[str, ModelClaim] = {}
+        for model in workload.models:
+            claim = ModelClaim(model.name, model.weights, None, None, model.link)
+            claims[model.name] = claims[model.key] = (
+                claim  # of two of one name, the name alone means the later
+            )
+        self._become(Epoch(WorkloadView(()), None, claims=claims))
+        self.workload = workload
+
+    def _become(self, epoch: Epoch) -> None:
+        self.current = epoch
+        self.generation += 1
+
+
+class LoggedEpochs(Epochs):
+    """Extends events and closes epochs; knows the log of this boot and the epoch in force."""
+
+    def __init__(self, host: TpmHost) -> None:
+        super().__init__()
+        self.host = host
+        self.log = WorkloadLog(host.folder / "workload" / "none", host.tpm.workload_pcr)
 
     async def adopt(self, log: WorkloadLog) -> None:
         """Take over the log of this boot as an earlier run left it: what is staged is quoted under it."""
@@ -181,8 +208,7 @@ class Epochs:
         blob = None
         if data:
             blob = (await self.host.files.run(lambda: store.put_blob(data)), len(data))
-        self.current = Epoch(WorkloadView(self.log.contents), blob, self.log.value, claims)
-        self.generation += 1
+        self._become(Epoch(WorkloadView(self.log.contents), blob, self.log.value, claims))
 
     async def _extend(self, content: bytes) -> bytes:
         digest = await self.host.files.run(lambda: self.log.append(content))

@@ -28,5 +28,9 @@ class UnknownOutput(AgentError):  # noqa: N818
     """There is no attestation of this output id: never there, abandoned, or its time of keeping is over."""
 
 
+class NotQuotable(AgentError):  # noqa: N818
+    """The origin lives on hardware that fresh quotes are not made with. Callers answer 501."""
+
+
 class NotServed(AgentError):  # noqa: N818
     """The output names a model that the epoch in force does not list."""

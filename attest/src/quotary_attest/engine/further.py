@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Roots that stand beside the TPM: their hardware lines on the commits that they bind (design section 3).
+"""Roots that stand beside the TPM, or in its place: their hardware lines on commits that they bind (design section 3).
 
 A root that every commit needs and that fails is as a TPM that is gone: the commit does not come about. Another one
 leaves out its line, which is logged and counted. A line that is false would spoil the whole note, so what a root hands
@@ -17,10 +17,16 @@ from hashlib import sha256
 from typing import Any, Final
 
 from quotary_attest.roots import EvidenceRoot, RequiredRootFailed, RootError, TeeEvidence
-from quotary_attest.state import HostIdentity
+from quotary_attest.state import HostIdentity, StateError
 from quotary_verifier.errors import QuotaryError
 from quotary_verifier.evidence.tee.lines import Bound, TeeRoots, verify_tee_line
-from quotary_verifier.tlog.hardware import HardwareLine, encode_hardware_line
+from quotary_verifier.tlog.hardware import (
+    IDENTIFIER_NVIDIA,
+    TEE_IDENTIFIERS,
+    HardwareLine,
+    encode_hardware_line,
+    tee_name,
+)
 from quotary_verifier.tlog.note import SignatureLine
 from quotary_verifier.wire.history import CommitTeeSupport
 from quotary_verifier.wire.limits import MAX_NOTE
@@ -30,6 +36,9 @@ _LOG = logging.getLogger("quotary.agent")
 
 MAX_EVIDENCE: Final = (MAX_NOTE - 8192) * 3 // 4
 """Bytes that all these lines of a note may have together: it leaves room for the TPM's, and for cosignatures."""
+
+WHOLE_MACHINE: Final = frozenset(TEE_IDENTIFIERS) - {IDENTIFIER_NVIDIA}
+"""Lines that say what a whole machine was started from: an origin without a TPM needs one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +210,16 @@ class FurtherRoots:
             call.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await close_all([each.further for each in self._roots])
+
+
+def check_anchored(roots: Sequence[FurtherRoot]) -> None:
+    """Raise StateError unless an origin without a TPM can live on these roots: every commit needs one of a machine."""
+    if not any(each.required and each.root.identifier in WHOLE_MACHINE for each in roots):
+        names = ", ".join(sorted(map(tee_name, WHOLE_MACHINE)))
+        raise StateError(
+            "this origin has no tpm, and no root of a whole machine is required for every commit",
+            hint=f"configure a [[root]] with required = true, of one of {names} (docs/howto/tee.md)",
+        )
 
 
 async def close_all(roots: Sequence[FurtherRoot]) -> None:

@@ -61,14 +61,14 @@ CRASH_POINTS = (
     "event-extended",
     "staged",  # records and intended note are on disk
     "extended",  # the chain PCR has been extended, nothing quoted
-    "quoted",  # the quote is in memory only
+    "quoted",  # the evidence is in memory only
     "boot-log-on-disk",  # what the commit names first of a boot log is stored; only where a log has grown
     "in-history",  # the commit is in the history, nobody has been answered
     "applied",  # tree and records are updated
     "synced",  # and fsynced; the journal is gone
 )
 """The steps at which `World.crash` is called, in their order; those from "staged" on to "in-history" come on the root's
-thread."""
+thread. Without a TPM there are those from "staged" on, but "extended" and "boot-log-on-disk"."""
 
 
 class FileThread:
@@ -90,7 +90,61 @@ class FileThread:
 
 
 class Host:
-    """An origin on this host: its identity and keys, its log, its root of trust."""
+    """An origin on this host: its identity and note key, its log, the roots that bind its commits.
+
+    What an origin lives on is said by its class: `TpmHost` or `TeeHost`.
+    """
+
+    def __init__(
+        self,
+        folder: StateFolder,
+        identity: HostIdentity,
+        store: Store,
+        world: World,
+        metrics: Metrics = NO_METRICS,
+        further: FurtherRoots | None = None,
+    ) -> None:
+        self.state = folder
+        self.folder = folder.path
+        self.genesis_record = identity.genesis_record
+        self.origin = identity.origin
+        self.note_key = SigningKey(identity.note_seed)
+        self.store = store
+        self.world = world
+        self.metrics = metrics
+        self.further = further or FurtherRoots((), identity, world.now)
+        self.files = FileThread("files")
+        self.background = FileThread("records")
+        self.certificates: tuple[bytes, ...] = ()
+        self.certificate_names: tuple[bytes, ...] = ()
+        self.certificate_expiry: int | None = None
+
+    def carried(self, logs: Named) -> dict[str, bytes]:
+        """Return what the attestations of a commit carry of the boot logs that it names: their digests."""
+        del logs
+        return {}
+
+    async def load_certificates(self) -> None:
+        """Do nothing where no attestation key is there to be certified."""
+
+    async def close(self) -> None:
+        """Close roots, log and folder, in that order; what is applied is synced first."""
+        await self.further.close()
+        await self.files.run(_idle)  # a cancelled commit may still be writing what is closed next
+        try:
+            await self.background.run(self.store.close)
+        finally:
+            self.files.close()
+            self.background.close()
+            self.state.close()
+
+
+class TeeHost(Host):
+    """An origin without a TPM: required roots bind every commit. No chain, counter, workload log or boot logs."""
+
+
+class TpmHost(Host):
+    """An origin with an attestation key in a TPM, which binds every commit; other roots add to it."""
 
     def __init__(
         self,
@@ -103,30 +157,17 @@ class Host:
         boot_logs: BootLogSettings = NO_BOOT_LOGS,
         further: FurtherRoots | None = None,
     ) -> None:
+        super().__init__(folder, identity, store, world, metrics, further)
         tpm = identity.genesis.tpm
         if tpm is None:
             raise StateError("the genesis record names no tpm")
-        self.state = folder
-        self.folder = folder.path
-        self.genesis_record = identity.genesis_record
-        self.origin = identity.origin
         self.tpm: TpmIdentity = tpm
-        self.software_tpm = identity.tpm.properties.is_software
+        self.software_tpm = identity.tpm_keys.properties.is_software
         self.ak: AttestationKey = attestation_key(parse_public(tpm.ak), tpm.ak_parent)
         self.ak_spki = self.ak.public.to_spki_der()
-        self.note_key = SigningKey(identity.note_seed)
-        self.store = store
         self.root = root
-        self.world = world
-        self.metrics = metrics
         self._carries = boot_logs.carried
         self.boot_logs = BootLogs(boot_logs, store, (tpm.chain_pcr, tpm.workload_pcr), world.crash)
-        self.further = further or FurtherRoots((), identity, world.now)
-        self.files = FileThread("files")
-        self.background = FileThread("records")
-        self.certificates: tuple[bytes, ...] = ()
-        self.certificate_names: tuple[bytes, ...] = ()
-        self.certificate_expiry: int | None = None
 
     @property
     def own_pcrs(self) -> tuple[int, int]:
@@ -153,14 +194,7 @@ class Host:
     async def close(self) -> None:
         """Close roots, log and folder, in that order; what is applied is synced first."""
         await self.root.close()
-        await self.further.close()
-        await self.files.run(_idle)  # a cancelled commit may still be writing what is closed next
-        try:
-            await self.background.run(self.store.close)
-        finally:
-            self.files.close()
-            self.background.close()
-            self.state.close()
+        await super().close()
 
 
 def check_leaf(certificates: Sequence[bytes], spki: bytes) -> None:
@@ -185,7 +219,8 @@ def check_leaf(certificates: Sequence[bytes], spki: bytes) -> None:
 
 def check_root(identity: HostIdentity, root: Root) -> None:
     """Raise StateError where the root was opened for other PCRs than the genesis record names."""
-    if (root.chain_pcr, root.workload_pcr) != (identity.tpm.chain_pcr, identity.tpm.workload_pcr):
+    keys = identity.tpm_keys
+    if (root.chain_pcr, root.workload_pcr) != (keys.chain_pcr, keys.workload_pcr):
         raise StateError(
             "the root was opened for another origin: its pcrs are not those of the genesis record"
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine: a queue of outputs, and the one task that commits them (design section 2).
 
-While the TPM is busy with one commit, the records that arrive queue up; when it is free, all of them are appended
+While the hardware is busy with one commit, the records that arrive queue up; when it is free, all of them are appended
 at once and one quote covers them. One task owns the chain, so nothing here needs a lock: epochs and fresh quotes
 are jobs of the same task, one between two commits. Where the hardware or the disk fails, all who wait get the
 error, and the same task tries to take the chain up again.
@@ -17,16 +17,14 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from quotary_attest.engine.assemble import Sealed, Template
-from quotary_attest.engine.commit import Committer
-from quotary_attest.engine.epochs import Epoch, Epochs
 from quotary_attest.engine.errors import AgentError, Busy, StartRefused, Unavailable
 from quotary_attest.engine.host import Host
 from quotary_attest.engine.outputs import Delivered, Leaves, NewOutput, Pending
+from quotary_attest.engine.parts import parts_of
 from quotary_attest.engine.pulse import Pulse
-from quotary_attest.engine.start import Starter, refused
 from quotary_attest.engine.waiting import Waiting, in_turn, settle
 from quotary_attest.log.errors import DamagedError, StorageFailed, StoreError
-from quotary_attest.roots import ForeignExtend, PlatformReset, Quote, RootError, RootGone
+from quotary_attest.roots import ForeignExtend, PlatformReset, RootError
 from quotary_attest.workload import Workload
 from quotary_verifier.wire.records import SALT_BYTES
 
@@ -52,13 +50,12 @@ class Engine:
 
     def __init__(self, host: Host, *, max_queue: int = MAX_QUEUE) -> None:
         self.host = host
-        self.epochs = Epochs(host)
-        self.committer = Committer(host, self.epochs)
+        parts = parts_of(host)
+        self.epochs, self.committer, self._starter = parts.epochs, parts.committer, parts.starter
         self.waiting = Waiting()
         self.state = "starting"
         self.reason: tuple[str, str] | None = ("the agent is starting", "")
         self.pulse = Pulse(host)
-        self._starter = Starter(host, self.epochs, self.committer)
         self._max_queue = max_queue
         self._template = Template(host.genesis_record)
         self._queue: list[Pending] = []
@@ -89,7 +86,7 @@ class Engine:
                 if attempt + 1 == _START_ATTEMPTS:
                     raise
             except ForeignExtend as error:
-                raise refused(self.host, error) from error
+                raise self._starter.refused(error) from error
         self.pulse.learn(made.seconds)
         self._accept()
         self._task = asyncio.create_task(self._run(), name="quotary-engine")
@@ -114,7 +111,7 @@ class Engine:
         if self.reason is not None:
             raise Unavailable(self.reason[0], hint=self.reason[1])
         if len(self._queue) >= self._max_queue:
-            raise Busy(f"{self._max_queue} outputs wait for the tpm already")
+            raise Busy(f"{self._max_queue} outputs wait for a commit already")
         pending = Pending(output, self.host.world.now(), asyncio.get_running_loop().create_future())
         if not self._holding:
             pending.encode(self.epochs.current, self.epochs.generation, self.host.world.random(SALT_BYTES))
@@ -130,22 +127,9 @@ class Engine:
         """
         await self._do(lambda: self._epoch(workload))
 
-    async def quote(self, extra_data: bytes) -> tuple[Quote, Epoch]:
-        """Quote 32 bytes between two commits, without an extend; also the epoch that is in force then.
-
-        Raises Unavailable or Busy.
-        """
-        found: list[tuple[Quote, Epoch]] = []
-
-        async def job() -> None:
-            quote = await self.host.root.quote(extra_data)
-            pcr, expected = self.host.tpm.chain_pcr, self.committer.position.chain
-            if quote.pcrs[pcr] != expected:
-                raise ForeignExtend(pcr, expected, quote.pcrs[pcr])
-            found.append((quote, self.epochs.current))
-
+    async def aside(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Run a job that commits nothing, between two commits. Raises Unavailable, Busy."""
         await self._do(job)
-        return found[0]
 
     async def between(self, job: Callable[[], Awaitable[None]]) -> None:
         """Run a job that may commit, between two commits; what it committed is published. Raises Unavailable, Busy."""
@@ -312,7 +296,7 @@ class Engine:
         if self.reason is not None:
             raise Unavailable(self.reason[0], hint=self.reason[1])
         if len(self._jobs) >= MAX_JOBS:
-            raise Busy(f"{MAX_JOBS} requests wait for the tpm already")
+            raise Busy(f"{MAX_JOBS} requests wait between two commits already")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._jobs.append((job, future))
         self._wake.set()
@@ -325,7 +309,7 @@ class Engine:
         pause = _FIRST_PAUSE
         while True:
             if isinstance(error, ForeignExtend):
-                error = refused(self.host, error)
+                error = self._starter.refused(error)
             self._refuse("unavailable", error)
             self._fail_all()
             if self._closing:
@@ -350,8 +334,7 @@ class Engine:
         if isinstance(error, StoreError):
             await host.files.run(host.state.probe)
         await self._apply()
-        platform = await (host.root.reconnect() if isinstance(error, RootGone) else host.root.platform())
-        await self._starter.take_up(platform)
+        await self._starter.take_up(error)
 
     async def _quiet(self) -> None:
         """Wait until nothing runs beside the task; a failure that it meets comes up again in `apply`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from quotary_attest.engine.host import Host
+from quotary_attest.engine.host import Host, TpmHost
 from quotary_attest.log.errors import StoreError
 from quotary_attest.log.journal import StagedBatch
 from quotary_attest.roots import PlatformState
@@ -48,7 +48,7 @@ def digest_of(host: Host, commit: Commit) -> bytes:
     return commit_digest(host.origin, commit.first, parse_note(commit.note).text)
 
 
-def verified_position(host: Host, commit: Commit) -> Position:
+def verified_position(host: TpmHost, commit: Commit) -> Position:
     """Return where a commit of the history left the chain, if its quote verifies under the genesis AK.
 
     Raises:
@@ -75,7 +75,7 @@ def verified_position(host: Host, commit: Commit) -> Position:
     return Position(digest, (state.clock.reset_count, state.clock.restart_count), chain)
 
 
-def _replayed(host: Host, named: tuple[bytes, int] | None) -> bytes:
+def _replayed(host: TpmHost, named: tuple[bytes, int] | None) -> bytes:
     value = ZERO
     if named is not None:
         name, size = named
@@ -84,7 +84,7 @@ def _replayed(host: Host, named: tuple[bytes, int] | None) -> bytes:
     return value
 
 
-def last_position(host: Host) -> Position | None:
+def last_position(host: TpmHost) -> Position | None:
     """Return where the history's last commit left the chain; None where there is none, or none that verifies."""
     stored = host.store.last_commit
     if stored is None:

@@ -2,17 +2,20 @@
 """Starting an origin, and taking up its chain again after anything went wrong (design section 4).
 
 Each start adds one to the hardware counter, closes what an earlier run left open, begins a new epoch and commits
-a boot record. Staged leaves that are history keep their places before it; nothing is claimed for them.
+a boot record. Staged leaves that are history keep their places before it; nothing is claimed for them. Without a TPM
+nothing says what of a staged batch counts, so what a start finds staged is history, always.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from typing import Protocol
 
 from quotary_attest.engine.commit import Committer, Made
-from quotary_attest.engine.epochs import Epochs, open_log
+from quotary_attest.engine.epochs import Epochs, LoggedEpochs, open_log
 from quotary_attest.engine.errors import StartRefused
-from quotary_attest.engine.host import Host
+from quotary_attest.engine.host import Host, TeeHost, TpmHost
 from quotary_attest.engine.outputs import Leaves
 from quotary_attest.engine.position import (
     Course,
@@ -24,7 +27,7 @@ from quotary_attest.engine.position import (
     woke,
 )
 from quotary_attest.log.journal import StagedBatch
-from quotary_attest.roots import ForeignExtend, PlatformState
+from quotary_attest.roots import ForeignExtend, PlatformState, RootGone
 from quotary_attest.workload import Workload
 from quotary_verifier.wire.bindings import ZERO, start_digest
 from quotary_verifier.wire.records import SALT_BYTES, Boot, BootTpm
@@ -42,15 +45,101 @@ _RESTORED_HINT = (
 )
 
 
-def refused(host: Host, error: ForeignExtend) -> StartRefused:
-    """Return what an operator gets to know where somebody else extended one of our PCRs."""
-    return StartRefused(str(error), hint=_RESUME_HINT if error.pcr == host.tpm.chain_pcr else _REBOOT_HINT)
+_LOG = logging.getLogger("quotary.agent")
 
 
-class Starter:
-    """Starts an origin in a boot, or takes it up again, with one committer and its epochs."""
+class Starter(Protocol):
+    """Starts an origin, or takes it up again, with one committer and its epochs."""
 
-    def __init__(self, host: Host, epochs: Epochs, committer: Committer) -> None:
+    async def start(self, workload: Workload, *, resume: bool) -> Made:
+        """Start the agent: decide what is on disk, then begin; return the start's commit.
+
+        Raises:
+            StartRefused: an operator has to look first; `resume` is their word for what it may overrule.
+            RootError: a root failed.
+            StoreError: the disk failed.
+        """
+        ...
+
+    async def take_up(self, error: Exception) -> Made | None:
+        """Go on after a failure while running, finish what is staged, or start anew in a new boot.
+
+        Returns the start's commit where a new start was due, else None. Raises as `start`.
+        """
+        ...
+
+    def refused(self, error: ForeignExtend) -> StartRefused:
+        """Return what an operator gets to know where somebody else extended one of our PCRs."""
+        ...
+
+
+class TeeStarter:
+    """Starts an origin that has no TPM."""
+
+    def __init__(self, host: TeeHost, epochs: Epochs, committer: Committer) -> None:
+        self.host = host
+        self.epochs = epochs
+        self.committer = committer
+
+    async def start(self, workload: Workload, *, resume: bool) -> Made:
+        """Begin a new epoch and commit the boot record behind whatever is staged; see `Starter.start`."""
+        del resume  # there is nothing that it could overrule
+        host = self.host
+        staged = await host.files.run(host.store.staged)
+        await self.epochs.begin(workload)
+        moment = host.world.now()
+        boot = Boot(host.world.random(SALT_BYTES), moment, last_digest(host), None)
+        made = await commit_boot(self.committer, boot, staged)
+        _LOG.info("this origin has no tpm: only witnesses tell that there is a second history")
+        return made
+
+    async def take_up(self, error: Exception) -> Made | None:
+        """Have the batch bound again that this process staged: no other can stand in its place; see
+        `Starter.take_up`."""
+        del error
+        committer = self.committer
+        if (staged := committer.staged) is not None:
+            await committer.finish(committer.replan(staged), extend=True)
+            await committer.apply()
+        return None
+
+    def refused(self, error: ForeignExtend) -> StartRefused:
+        """Return the error as it is; see `Starter.refused`."""
+        return StartRefused(str(error), hint=error.hint)
+
+
+def last_digest(host: Host) -> bytes:
+    """Return D of the last commit in the history, 32 zero bytes where there is none."""
+    stored = host.store.last_commit
+    return ZERO if stored is None else digest_of(host, stored.commit)
+
+
+async def commit_boot(
+    committer: Committer,
+    boot: Boot,
+    history: StagedBatch | None,
+    *,
+    before: bytes = b"",
+    counts: tuple[int, int] | None = None,
+) -> Made:
+    """Commit a boot record behind leaves that are history: they keep their places, and nothing is claimed for them.
+
+    `before` and `counts` are the chain PCR and the boot as a TPM says them. Raises as `Committer.make`.
+    """
+    leaves = Leaves()
+    if history is not None:
+        leaves.add_batch(history)
+    earlier = len(leaves.records)
+    leaves.add_public(boot.encode(), boot.time)
+    made = await committer.make(committer.plan(leaves, history=earlier, before=before, boot=counts))
+    await committer.apply()
+    return made
+
+
+class TpmStarter:
+    """Starts an origin in a boot of its TPM."""
+
+    def __init__(self, host: TpmHost, epochs: LoggedEpochs, committer: Committer) -> None:
         self.host = host
         self.epochs = epochs
         self.committer = committer
@@ -88,12 +177,10 @@ class Starter:
             raise self._foreign(platform)
         return await self._begin(self._chain(platform), platform, staged, workload)
 
-    async def take_up(self, platform: PlatformState) -> Made | None:
-        """Take up the chain again while running: go on, finish what is staged, or start anew in a new boot.
-
-        Returns the start's commit where a new start was due, else None. Raises as `start`.
-        """
-        committer = self.committer
+    async def take_up(self, error: Exception) -> Made | None:
+        """Take up the chain again where the TPM says that it stands; see `Starter.take_up`."""
+        root, committer = self.host.root, self.committer
+        platform = await (root.reconnect() if isinstance(error, RootGone) else root.platform())
         position, staged = committer.position, committer.staged
         if not self._begun:
             return await self.start(self._workload, resume=self._resume)
@@ -110,6 +197,11 @@ class Starter:
         if self.epochs.log.value != self.epochs.current.value:
             await self.epochs.begin(self.epochs.workload)
         return None
+
+    def refused(self, error: ForeignExtend) -> StartRefused:
+        """Return what only the operator can decide, or only a reboot mend; see `Starter.refused`."""
+        chain = error.pcr == self.host.tpm.chain_pcr
+        return StartRefused(str(error), hint=_RESUME_HINT if chain else _REBOOT_HINT)
 
     def _chain(self, platform: PlatformState) -> bytes:
         return platform.pcrs[self.host.tpm.chain_pcr]
@@ -152,19 +244,12 @@ class Starter:
         host = self.host
         await self._count_start()
         await self.epochs.begin(workload)
-        stored = host.store.last_commit
-        last = ZERO if stored is None else digest_of(host, stored.commit)
+        last = last_digest(host)
         salt, moment = host.world.random(SALT_BYTES), host.world.now()
         evidence = await host.root.certify_counter(start_digest(host.origin, last, salt))
-        boot = BootTpm(*platform.clock.boot, before, evidence)
-        leaves = Leaves()
-        if history is not None:
-            leaves.add_batch(history)
-        earlier = len(leaves.records)
-        leaves.add_public(Boot(salt, moment, last, boot).encode(), moment)
-        plan = self.committer.plan(leaves, history=earlier, before=before, boot=platform.clock.boot)
-        made = await self.committer.make(plan)
-        await self.committer.apply()
+        counts = platform.clock.boot
+        boot = Boot(salt, moment, last, BootTpm(*counts, before, evidence))
+        made = await commit_boot(self.committer, boot, history, before=before, counts=counts)
         self._begun = True
         return made
 

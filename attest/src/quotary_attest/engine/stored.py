@@ -16,7 +16,7 @@ from quotary_attest.log.store import AttestationParts
 from quotary_verifier.logs.cel import parse_log
 from quotary_verifier.wire.attestation import TpmSupport
 from quotary_verifier.wire.history import CommitSupport, CommitTeeSupport
-from quotary_verifier.wire.records import Output, Statement
+from quotary_verifier.wire.records import Genesis, Output, Statement
 from quotary_verifier.wire.tee_support import TeeSupport
 
 _VIEWS: Final = 8
@@ -31,6 +31,8 @@ class Stored:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._template = Template(host.genesis_record)
+        tpm = Genesis.decode(host.genesis_record).tpm
+        self._pcr = None if tpm is None else tpm.workload_pcr
         self._views: OrderedDict[tuple[bytes, int], WorkloadView] = OrderedDict()
         self._lock = Lock()
 
@@ -63,11 +65,11 @@ class Stored:
     def _joined(self, parts: AttestationParts, event: int | None) -> bytes:
         if parts.index < parts.commit.first:
             raise UnknownOutput("the host stopped before it could commit this record: no quote speaks for it")
-        (stored,) = parts.commit.commit.supports
         commit = parts.commit.commit
         logs = self._host.carried(commit.boot_logs)
-        supports = Supports(self._support(stored), tuple(map(self._tee, commit.tees)))
-        sealed = Sealed(commit.note, supports, self._view(stored.workload_log), logs)
+        supports = Supports(tuple(map(self._support, commit.supports)), tuple(map(self._tee, commit.tees)))
+        named = [stored.workload_log for stored in commit.supports if stored.workload_log is not None]
+        sealed = Sealed(commit.note, supports, self._view(*named), logs)
         own = self._template.parts(parts.record, parts.index, parts.path, event, parts.request_key)
         return sealed.join(own)
 
@@ -81,15 +83,15 @@ class Stored:
             stored.identifier, {name: tuple(map(blob, named)) for name, named in stored.endorsements.items()}
         )
 
-    def _view(self, named: tuple[bytes, int] | None) -> WorkloadView:
-        if named is None:
+    def _view(self, named: tuple[bytes, int] | None = None) -> WorkloadView:
+        if named is None or self._pcr is None:
             return WorkloadView(())
         with self._lock:
             if (view := self._views.get(named)) is not None:
                 self._views.move_to_end(named)
                 return view
         data = self._host.store.blob(named[0])[: named[1]]
-        view = WorkloadView([record.content for record in parse_log(data, pcr=self._host.tpm.workload_pcr)])
+        view = WorkloadView([record.content for record in parse_log(data, pcr=self._pcr)])
         with self._lock:
             self._views[named] = view
             while len(self._views) > _VIEWS:

@@ -158,7 +158,7 @@ def _identity_of(identity: HostIdentity, ek: Public) -> Identity:
 
 
 def _ak_of(identity: HostIdentity) -> Public:
-    return parse_public(identity.tpm.ak_public)
+    return parse_public(identity.tpm_keys.ak_public)
 
 
 def activate(
@@ -196,7 +196,7 @@ def activate(
         raise Refused("the challenge has expired", hint="begin again with a new request")
     secret = activate_credential(
         connection,
-        identity.tpm,
+        identity.tpm_keys,
         _kind_of_public(ek),
         id_object=made.id_object,
         encrypted_secret=made.encrypted_secret,
