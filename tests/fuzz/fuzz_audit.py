@@ -14,7 +14,6 @@ from soft_log import SoftLog
 
 from quotary_cli.auditworkers import OwnProcess
 from quotary_verifier import load_policy
-from quotary_verifier.audit.commits import CommitChecker
 from quotary_verifier.audit.engine import Audit, cannot_audit, new_state
 from quotary_verifier.audit.opening import CannotOpen, open_log
 from quotary_verifier.audit.reading import Absent
@@ -81,7 +80,7 @@ def audited(files: Mapping[str, bytes], policy: Policy) -> AuditReport:
         opened = open_log(read)
     except CannotOpen as error:
         return cannot_audit(error.finding, policy, AT)
-    workers = OwnProcess(CommitChecker(opened.host, read), read, frozenset())
+    workers = OwnProcess(opened.record, read, frozenset())
     running = Audit(opened, policy, new_state(opened, policy, AT), read, workers, AT)
     for _ in running.run():
         pass

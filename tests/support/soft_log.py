@@ -23,10 +23,10 @@ from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.compact import CompactRange, leaf_hashes
 from quotary_verifier.tlog.cosignature import cosign
 from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, HardwareLine, encode_hardware_line
-from quotary_verifier.tlog.note import Note, sign_ed25519
+from quotary_verifier.tlog.note import Note, SignatureLine, sign_ed25519
 from quotary_verifier.tlog.tiles import ENTRIES, Tile, numbered_path
 from quotary_verifier.wire.bindings import ZERO, chain_extend, commit_digest, start_digest
-from quotary_verifier.wire.history import COMMITS_PER_FILE, Commit, CommitSupport
+from quotary_verifier.wire.history import COMMITS_PER_FILE, Commit, CommitSupport, CommitTeeSupport
 from quotary_verifier.wire.records import Boot, BootTpm, Genesis, Statement, TpmIdentity, entry_of
 from quotary_verifier.wire.tpm import ClockInfo, PcrSelection, encode_nv_public, parse_nv_public
 from quotary_verifier.wire.tpm_names import RH_ENDORSEMENT, hierarchy_qn, qualified_name
@@ -98,6 +98,10 @@ def bundle(entries: Iterable[bytes]) -> bytes:
     return b"".join([b"\0\x20" + entry for entry in entries])
 
 
+Bind = Callable[[bytes], Mapping[str, tuple[bytes, Mapping[str, Sequence[bytes]]]]]
+"""Binds 64 bytes of report data: evidence and endorsements by the identifier of the line."""
+
+
 class SoftLog:
     """A log that grows by starts, outputs and statements. Fields may be changed between any two of them."""
 
@@ -125,6 +129,8 @@ class SoftLog:
         self.workload: tuple[bytes, int] | None = None
         self.boot_logs: Mapping[str, tuple[bytes, int]] = {}
         self.certificates: tuple[bytes, ...] = ()
+        self.genesis = record
+        self.tee: Bind | None = None
         self.claimed = 0
         self.note = b""
         self._history: list[bytes] = []
@@ -233,20 +239,37 @@ class SoftLog:
         values = b"".join(self.pcrs[pcr] for pcr in range(16))
         body = soft_tpm.quote_body([SELECTION], hashlib.sha256(values).digest())
         line = HardwareLine(IDENTIFIER_TPM2_QUOTE, first, self.key.evidence(self._attest(body, digest)))
-        lines = (
+        lines: tuple[SignatureLine, ...] = (
             sign_ed25519(text, self.origin, self.note_key),
             encode_hardware_line(self.origin, self.key.public.to_spki_der(), line),
         )
+        tees, tee_lines = self._tees(digest, first)
+        lines = (*lines, *tee_lines)
         given = {
             pcr: value for pcr, value in self.pcrs.items() if pcr not in (CHAIN, WORKLOAD) and any(value)
         }
         support = CommitSupport(IDENTIFIER_TPM2_QUOTE, given, before, self.certificates, self.workload)
-        made = Commit(first, Note(text, lines).encode(), (support,), self.boot_logs)
+        made = Commit(first, Note(text, lines).encode(), (support,), self.boot_logs, tees)
         self.digest = digest
         self.claimed = self.size
         if publish:
             self.publish(made)
         return made
+
+    def _tees(
+        self, digest: bytes, first: int
+    ) -> tuple[tuple[CommitTeeSupport, ...], tuple[SignatureLine, ...]]:
+        """The supports and lines of what `tee` binds, which may be changed between any two commits."""
+        made = {} if self.tee is None else self.tee(digest + hashlib.sha256(self.genesis).digest())
+        supports = tuple(
+            CommitTeeSupport(name, {part: tuple(map(self.put, ders)) for part, ders in endorsements.items()})
+            for name, (_, endorsements) in made.items()
+        )
+        lines = tuple(
+            encode_hardware_line(self.origin, b"", HardwareLine(name, first, evidence))
+            for name, (evidence, _) in made.items()
+        )
+        return supports, lines
 
     def publish(self, made: Commit) -> None:
         """Append a commit to the published history."""

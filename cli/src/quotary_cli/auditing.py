@@ -18,7 +18,6 @@ from quotary_cli.auditworkers import OwnProcess, Processes, reading
 from quotary_cli.given import given_attestations, is_archive, read_most, taken_out
 from quotary_cli.logsource import OpenSource, open_source
 from quotary_cli.output import ExitCode, Failure
-from quotary_verifier.audit.commits import CommitChecker
 from quotary_verifier.audit.engine import Audit, Extras, Progress, cannot_audit, new_state
 from quotary_verifier.audit.given import MAX_GIVEN, MAX_LISTED, GivenRecord, read_given
 from quotary_verifier.audit.opening import CannotOpen, Opened, open_log
@@ -26,6 +25,7 @@ from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.audit.state import MAX_STATE, AuditState, decode_state, encode_state
 from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.policy.model import Policy
+from quotary_verifier.wire.history import COMMITS_PER_FILE
 
 SAVED_EVERY: Final = 1024
 """Commits after which the state is written again."""
@@ -69,10 +69,11 @@ def audit_source(wanted: Wanted) -> AuditReport:
         extras = Extras(given, _public(source), wanted.listed)
         looked_for = (extras.public or frozenset[bytes]()) | {record.entry for record in given}
         left = opened.checkpoint.size - state.history.position.size
-        workers: OwnProcess | Processes = OwnProcess(CommitChecker(opened.host, read), read, looked_for)
+        rules = wanted.policy.tee
+        workers: OwnProcess | Processes = OwnProcess(opened.record, read, looked_for, rules)
         count = wanted.processes or min(len(os.sched_getaffinity(0)), _MAX_PROCESSES)
         if left >= _ALONE and count > 1:
-            workers = Processes(wanted.source, opened.record, looked_for, count)
+            workers = Processes(wanted.source, opened.record, looked_for, count, rules)
         with workers:
             audit = Audit(opened, wanted.policy, state, read, workers, wanted.at, extras)
             _run(audit, wanted)
@@ -81,13 +82,18 @@ def audit_source(wanted: Wanted) -> AuditReport:
 
 def _run(audit: Audit, wanted: Wanted) -> None:
     """Do the steps of an audit, writing its state down now and then."""
-    saved = audit.state.history.position.commits
-    for step in _shown(audit.run(), wanted.progress):
-        if step.commits >= saved + SAVED_EVERY:
+    saved = _judged(audit)
+    for _ in _shown(audit.run(), wanted.progress):
+        if _judged(audit) >= saved + SAVED_EVERY:
             _save(audit, wanted)
-            saved = step.commits
-    if audit.state.history.position.commits > saved:
+            saved = _judged(audit)
+    if _judged(audit) > saved:
         _save(audit, wanted)
+
+
+def _judged(audit: Audit) -> int:
+    """Return how much was judged for good, in commits; those with TEE lines count twice, by whole files."""
+    return audit.state.history.position.commits + COMMITS_PER_FILE * audit.state.tees.judged
 
 
 def _save(audit: Audit, wanted: Wanted) -> None:

@@ -12,15 +12,20 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from multiprocessing import get_context
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from quotary_cli.logsource import LogSource, SourceFailed, SourceMissing, SourceTooLarge, open_source
 from quotary_cli.output import ExitCode, Failure
 from quotary_verifier.audit.commits import CheckedFile, CommitChecker, CommitsJob
 from quotary_verifier.audit.reading import Absent, Read
 from quotary_verifier.audit.subtrees import Subtree, SubtreeJob, hash_subtree
+from quotary_verifier.audit.tees import TeeJob, VerifiedTees
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.recipe.platform import read_host
+
+if TYPE_CHECKING:
+    from quotary_verifier.audit.teejobs import TeeChecker
+    from quotary_verifier.policy.tee import TeeRules
 
 _AHEAD: Final = 2
 """Jobs for each process that are on their way or wait to be taken up; with it memory is bounded."""
@@ -50,8 +55,14 @@ def reading(source: LogSource) -> Read:
 class OwnProcess(AbstractContextManager["OwnProcess"]):
     """Does every job where it is asked for."""
 
-    def __init__(self, checker: CommitChecker, read: Read, wanted: frozenset[bytes]) -> None:
-        self._checker, self._read, self._wanted = checker, read, wanted
+    def __init__(
+        self, genesis: bytes, read: Read, wanted: frozenset[bytes], rules: TeeRules | None = None
+    ) -> None:
+        """Take a log by its genesis record and how it is read, the entries to look for, and the rules on TEEs."""
+        self._genesis, self._read, self._wanted, self._rules = genesis, read, wanted, rules
+        self._host = read_host(genesis)
+        self._checker = CommitChecker(self._host, read)
+        self._tees: TeeChecker | None = None
 
     def commits(self, jobs: Iterable[CommitsJob]) -> Iterator[CheckedFile]:
         """Check history files, one after the other."""
@@ -61,6 +72,17 @@ class OwnProcess(AbstractContextManager["OwnProcess"]):
         """Hash subtrees, one after the other."""
         return (hash_subtree(self._read, job, self._wanted) for job in jobs)
 
+    def tees(self, jobs: Iterable[TeeJob]) -> Iterator[VerifiedTees]:
+        """Verify the TEE lines of history files, one after the other."""
+        return map(self._verify, jobs)
+
+    def _verify(self, job: TeeJob) -> VerifiedTees:
+        if self._tees is None:
+            from quotary_verifier.audit.teejobs import TeeChecker  # few logs have such lines
+
+            self._tees = TeeChecker(self._host.origin, self._genesis, self._read, self._rules)
+        return self._tees.file(job)
+
     def __exit__(self, *_: object) -> None:
         """Nothing is open."""
 
@@ -68,11 +90,22 @@ class OwnProcess(AbstractContextManager["OwnProcess"]):
 class Processes(AbstractContextManager["Processes"]):
     """Some processes, each with its own access to the source, that do jobs in any order and give them back in order."""
 
-    def __init__(self, source: str, genesis: bytes, wanted: frozenset[bytes], count: int) -> None:
+    def __init__(
+        self,
+        source: str,
+        genesis: bytes,
+        wanted: frozenset[bytes],
+        count: int,
+        rules: TeeRules | None = None,
+    ) -> None:
+        """Start `count` processes; the rest is as for `OwnProcess`."""
         self._count = count
         # A fresh interpreter each: a fork would take along connections and locks of this one.
         self._pool = ProcessPoolExecutor(
-            count, mp_context=get_context("spawn"), initializer=_begin, initargs=(source, genesis, wanted)
+            count,
+            mp_context=get_context("spawn"),
+            initializer=_begin,
+            initargs=(source, genesis, wanted, rules),
         )
 
     def commits(self, jobs: Iterable[CommitsJob]) -> Iterator[CheckedFile]:
@@ -82,6 +115,10 @@ class Processes(AbstractContextManager["Processes"]):
     def subtrees(self, jobs: Iterable[SubtreeJob]) -> Iterator[Subtree]:
         """Hash subtrees."""
         return self._in_order(_subtree, jobs)
+
+    def tees(self, jobs: Iterable[TeeJob]) -> Iterator[VerifiedTees]:
+        """Verify the TEE lines of history files."""
+        return self._in_order(_tees, jobs)
 
     def _in_order(self, function: Callable[[J], R | _Failed], jobs: Iterable[J]) -> Iterator[R]:
         waiting: deque[Future[R | _Failed]] = deque()
@@ -138,7 +175,7 @@ class _Failed:
 _worker: OwnProcess | _Failed | None = None
 
 
-def _begin(source: str, genesis: bytes, wanted: frozenset[bytes]) -> None:
+def _begin(source: str, genesis: bytes, wanted: frozenset[bytes], rules: TeeRules | None) -> None:
     """Make this process one of the workers."""
     global _worker  # noqa: PLW0603 - a process of a pool has nowhere else to keep what its jobs share
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
@@ -147,7 +184,7 @@ def _begin(source: str, genesis: bytes, wanted: frozenset[bytes]) -> None:
     except Failure as failure:
         _worker = _Failed(failure)
         return
-    _worker = OwnProcess(CommitChecker(read_host(genesis), read), read, wanted)
+    _worker = OwnProcess(genesis, read, wanted, rules)
 
 
 def _commits(job: CommitsJob) -> CheckedFile | _Failed:
@@ -156,6 +193,10 @@ def _commits(job: CommitsJob) -> CheckedFile | _Failed:
 
 def _subtree(job: SubtreeJob) -> Subtree | _Failed:
     return _one(lambda worker: next(worker.subtrees((job,))))
+
+
+def _tees(job: TeeJob) -> VerifiedTees | _Failed:
+    return _one(lambda worker: next(worker.tees((job,))))
 
 
 def _one(function: Callable[[OwnProcess], R]) -> R | _Failed:

@@ -21,7 +21,7 @@ from quotary_cli.main import run
 from quotary_cli.output import Failure
 from quotary_verifier.audit import stream
 from quotary_verifier.audit.boots import OpenLog
-from quotary_verifier.audit.commits import CommitChecker, CommitsJob
+from quotary_verifier.audit.commits import CommitsJob
 from quotary_verifier.audit.engine import Audit, new_state
 from quotary_verifier.audit.findings import Code, Severity
 from quotary_verifier.audit.opening import open_log
@@ -72,7 +72,7 @@ def steps(log: SoftLog, state: bytes | None) -> Iterator[Audit]:
         read = reading(source)
         opened, policy = open_log(read), policy_of(log.origin)
         begun = new_state(opened, policy, AT) if state is None else decode_state(state)
-        workers = OwnProcess(CommitChecker(opened.host, read), read, frozenset())
+        workers = OwnProcess(opened.record, read, frozenset())
         audit = Audit(opened, policy, begun, read, workers, AT)
         for _ in audit.run():
             yield audit
@@ -223,7 +223,7 @@ def test_the_engine_takes_no_state_of_another_policy(log: SoftLog) -> None:
         read = reading(source)
         opened, policy = open_log(read), policy_of(log.origin)
         state = new_state(opened, policy_of(log.origin, "version = 2\n"), AT)
-        workers = OwnProcess(CommitChecker(opened.host, read), read, frozenset())
+        workers = OwnProcess(opened.record, read, frozenset())
         with pytest.raises(PolicyError):
             Audit(opened, policy, state, read, workers, AT)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TEE lines in a history: matched with their supports and counted, and said not to be verified."""
+"""TEE lines of a commit by itself: matched with their supports, before anything is verified."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agents import policy_of
 from soft_log import SoftLog
 
 from quotary_verifier.audit.commits import CheckedCommit, CommitChecker
 from quotary_verifier.audit.findings import Code, Severity
 from quotary_verifier.audit.opening import open_log
-from quotary_verifier.audit.tees import tee_findings
-from quotary_verifier.evidence.tee.amd_certs import Generation
-from quotary_verifier.evidence.tee.snp_rules import SnpRules
-from quotary_verifier.policy.tee import TeeRules
 from quotary_verifier.tlog.hardware import IDENTIFIER_SEV_SNP, HardwareLine, encode_hardware_line
 from quotary_verifier.tlog.note import parse_note
 from quotary_verifier.wire.history import Commit, CommitTeeSupport
@@ -63,11 +58,12 @@ def with_tee(log: SoftLog, commit: Commit, *firsts: int) -> Commit:
     return replace(commit, note=note.encode(), tees=(SUPPORT,))
 
 
-def test_a_commit_with_a_tee_line_and_its_support_holds_and_is_counted(log: SoftLog) -> None:
+def test_a_commit_with_a_tee_line_and_its_support_is_kept_for_its_verification(log: SoftLog) -> None:
     commit = made(log)
     result = checked(log, with_tee(log, commit, commit.first))
     assert result.findings == ()
     assert result.tees == ("sev-snp",)
+    assert len(result.sha256) == 32
 
 
 def test_a_tee_line_that_does_not_fit_its_commit_is_false(log: SoftLog) -> None:
@@ -81,19 +77,4 @@ def test_a_tee_line_that_does_not_fit_its_commit_is_false(log: SoftLog) -> None:
     ):
         result = checked(log, bad)
         assert told(result) == [(Code.TEE, Severity.FALSE)]
-        assert result.tees == ()
-
-
-@pytest.mark.parametrize(("required", "severity"), [(False, Severity.NOTICE), (True, Severity.COULD_NOT)])
-def test_a_report_says_that_tee_evidence_is_not_verified_and_is_no_success_where_it_is_required(
-    log: SoftLog,
-    required: bool,
-    severity: Severity,
-) -> None:
-    names = frozenset({"sev-snp"}) if required else frozenset()
-    rules = TeeRules(names, snp=SnpRules(frozenset({Generation.GENOA})))
-    policy = replace(policy_of(log.origin), tee=rules)
-    (finding,) = tee_findings({"sev-snp": 3}, policy, 7)
-    assert (finding.code, finding.severity) == (Code.TEE, severity)
-    assert "3 of 7 commits have" in finding.message
-    assert len(list(tee_findings({}, policy, 7))) == required
+        assert result.tees is None

@@ -6,12 +6,13 @@ How commits follow each other is judged in `chain`. A file of commits is one job
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from quotary_verifier.audit.findings import Code, Finding, Place, Severity
 from quotary_verifier.audit.reading import Absent, Blobs, Read, blob_path
-from quotary_verifier.audit.tees import tee_lines
+from quotary_verifier.audit.teematching import tee_lines
 from quotary_verifier.audit.workloads import Workloads
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tpm_keys import AttestationKey, attestation_key
@@ -30,6 +31,7 @@ from quotary_verifier.tlog.hardware import (
     hardware_key_id,
     hardware_lines_by_id,
     tee_key_ids,
+    tee_name,
 )
 from quotary_verifier.tlog.note import TYPE_ED25519, Note, key_id, parse_note, verify_ed25519
 from quotary_verifier.tlog.tiles import numbered_path
@@ -56,7 +58,8 @@ class CheckedCommit:
     """A commit that could be taken apart. `quoted` is None where its quote is false or could not be checked.
 
     `digest` is D, `before` the chain PCR before it as the support states it: the quoted values prove it. `tees` are
-    the kinds of its TEE lines, of which nothing is verified.
+    the kinds of its TEE lines, of which nothing is verified here, None where they and the supports do not fit each
+    other; `sha256` is of its bytes, empty where it has no such lines.
     """
 
     number: int
@@ -70,7 +73,8 @@ class CheckedCommit:
     certificates: tuple[bytes, ...]
     boot_logs: Mapping[str, tuple[bytes, int]]
     findings: tuple[Finding, ...]
-    tees: tuple[str, ...] = ()
+    tees: tuple[str, ...] | None = ()
+    sha256: bytes = b""
 
     @property
     def after(self) -> bytes:
@@ -148,9 +152,10 @@ class CommitChecker:
         digest = commit_digest(self._host.origin, commit.first, note.text)
         findings = list(self._note(note, number))
         quoted, problems = self._quote(commit, note, checkpoint, digest, number)
-        tees: tuple[str, ...] = ()
+        tees: tuple[str, ...] | None = None
         try:
-            tees = tee_lines(commit, note, self._host.origin, self._tees)
+            matched = tee_lines(commit, note, self._host.origin, self._tees)
+            tees = tuple(sorted(tee_name(line.identifier) for line, _ in matched))
         except (MalformedError, EvidenceError) as error:
             problems.append(_finding(Code.TEE, number, str(error)))
         return CheckedCommit(
@@ -166,6 +171,7 @@ class CommitChecker:
             commit.boot_logs,
             (*findings, *problems),
             tees,
+            hashlib.sha256(data).digest() if tees else b"",
         )
 
     def _note(self, note: Note, number: int) -> Iterator[Finding]:

@@ -20,14 +20,14 @@ from quotary_verifier.audit.given import MAX_LISTED, GivenRecord, Records
 from quotary_verifier.audit.history import HistoryFold
 from quotary_verifier.audit.opening import Opened
 from quotary_verifier.audit.reading import Blobs, Read
-from quotary_verifier.audit.report import AuditedLog, AuditReport
+from quotary_verifier.audit.report import AuditedLog, AuditedTee, AuditReport
 from quotary_verifier.audit.sink import Sink
 from quotary_verifier.audit.starts import Starts
 from quotary_verifier.audit.state import AuditState
 from quotary_verifier.audit.statements import Statements
 from quotary_verifier.audit.stream import CommitStream, JobStream, Queued, Workers
 from quotary_verifier.audit.subtrees import Subtree
-from quotary_verifier.audit.tees import tee_findings
+from quotary_verifier.audit.tees import TeeFold, Tees
 from quotary_verifier.audit.tree import TreeFold
 from quotary_verifier.audit.unknown import unknowable
 from quotary_verifier.audit.witnessing import WitnessFold
@@ -95,6 +95,8 @@ class Audit:
         ima = frozenset() if _fixes_ima(policy) else frozenset({IMA_PCR})
         self._history = HistoryFold(state.history, Starts(host, opened.key, blobs), sink, own | ima)
         self._witnesses = WitnessFold(state.witnesses, policy, host, read, sink)
+        self._tees = TeeFold(state.tees, policy, sink)
+        self._undecided: tuple[Tees, Sink] | None = None
         self._statements = Statements(state.statements, blobs, sink, searched=extras.public is not None)
         appraiser = Appraiser(policy, host, opened.key, blobs, at)
         self._closer = BootCloser(appraiser, blobs, Workloads(blobs, host.identity.workload_pcr), own)
@@ -127,6 +129,18 @@ class Audit:
             yield self._progress()
         self._without_tree()
         yield self._progress()
+        for verified in self._workers.tees(self._tees.jobs(self._witnesses, self._at, good=True)):
+            self._tees.take(verified, good=True)
+            yield self._progress()
+        self._judge_uncovered()
+
+    def _judge_uncovered(self) -> None:
+        """Judge the TEE lines that no witnesses cover yet as of this audit's time, for this audit's report alone."""
+        tees, sink = copy.deepcopy(self.state.tees), Sink()
+        fold = TeeFold(tees, self._policy, sink)
+        for verified in self._workers.tees(self._tees.jobs(self._witnesses, self._at, good=False)):
+            fold.take(verified, good=False)
+        self._undecided = tees, sink
 
     def _progress(self) -> Progress:
         position = self.state.history.position
@@ -177,8 +191,7 @@ class Audit:
         if self._history.resets(commit):
             self._close()
         start = self.state.history.position.size
-        for name in commit.tees:
-            self.state.tees[name] = self.state.tees.get(name, 0) + 1
+        self._tees.commit(commit)
         self._history.add(commit, self._entries, self._roots.get)
         boot = self.state.history.open
         self._witnesses.commit(commit, None if boot is None else boot.number)
@@ -240,7 +253,6 @@ class Audit:
         sink, position = state.sink, state.history.position
         self._close()
         sink.extend(self._ending)
-        sink.extend(tee_findings(state.tees, self._policy, position.commits))
         complete = self.resumable and position.size == opened.checkpoint.size
         if self._stream.problem is not None:
             sink.add(self._stream.problem)
@@ -251,6 +263,7 @@ class Audit:
             sink.extend(self._tree.finish())
         witnesses = WitnessFold(state.witnesses, self._policy, opened.host, self._read, sink)
         witnesses.finish(position.commits)
+        tees = self._listed_tees(sink)
         records = None
         if self._records is not None:
             records = self._records.finish(complete and not self._begun, sink)
@@ -268,7 +281,14 @@ class Audit:
             tuple(sink.kept),
             sink.by_severity(),
             unknowable(state, self._policy, self._at, searched=self._searched, begun=self._begun),
+            tees,
         )
+
+    def _listed_tees(self, sink: Sink) -> tuple[AuditedTee, ...]:
+        """Return the stretches of TEE evidence, and say what is to be said of those that end here."""
+        tees, found = self._undecided or (self.state.tees, Sink())
+        sink.absorb(found)
+        return TeeFold(copy.deepcopy(tees), self._policy, sink).finish()
 
     def _log(self) -> AuditedLog:
         opened, position = self._opened, self.state.history.position

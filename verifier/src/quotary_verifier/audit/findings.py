@@ -59,6 +59,7 @@ class Code(StrEnum):
     TPM_KIND = "policy.tpm"
     SAFE_CLOCK = "policy.clock"
     PLATFORM = "policy.platform"
+    TEE_RULES = "policy.tee"
     STATEMENT = "statement"
     WITNESS = "witness"
     WITNESS_SPLIT = "witness.split"

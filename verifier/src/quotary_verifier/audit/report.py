@@ -6,6 +6,7 @@ Everything but `findings` was authenticated before it got here, except what says
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from quotary_verifier.audit.findings import Finding, Severity
@@ -220,6 +221,50 @@ class Period:
 
 
 @frozen
+class AuditedTee:
+    """A stretch of the history in which TEE lines of one kind said the same, or a kind that the policy requires is
+    missing.
+
+    `lines` of its commits have one, the others none. `status` is accepted, warned, rejected, could-not (be checked),
+    undated (certificates of another time), not-appraised (the policy has no rules) or missing; `findings` are (rule,
+    severity, message). `devices` has for each device what its evidence says, as (name, value).
+    """
+
+    kind: str
+    first_commit: int
+    last_commit: int
+    first_leaf: int
+    size: int
+    lines: int
+    status: str
+    findings: tuple[tuple[str, str, str], ...]
+    devices: tuple[tuple[tuple[str, str], ...], ...]
+
+    def same(self, other: AuditedTee) -> bool:
+        """Tell whether another stretch of the kind says the same."""
+        return (self.status, self.findings, self.devices) == (other.status, other.findings, other.devices)
+
+    def joined(self, other: AuditedTee) -> AuditedTee:
+        """Return this stretch and a later one that says the same as one."""
+        return replace(self, last_commit=other.last_commit, size=other.size, lines=self.lines + other.lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object as it stands in the report."""
+        return {
+            "kind": self.kind,
+            "commits": [self.first_commit, self.last_commit],
+            "leaves": [self.first_leaf, self.size],
+            "lines": self.lines,
+            "status": self.status,
+            "findings": [
+                {"rule": rule, "severity": severity, "message": message}
+                for rule, severity, message in self.findings
+            ],
+            "devices": [dict(device) for device in self.devices],
+        }
+
+
+@frozen
 class AuditedStatement:
     """A statement at `leaf`, which holds until the next one; text and `time_ms` are the host's word."""
 
@@ -295,6 +340,7 @@ class AuditReport:
     findings: tuple[Finding, ...]
     counts: tuple[tuple[Severity, int], ...]
     unknowable: tuple[str, ...]
+    tees: tuple[AuditedTee, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -322,6 +368,7 @@ class AuditReport:
             "boots": [boot.as_json() for boot in self.boots],
             "starts": [start.as_json() for start in self.starts],
             "periods": [period.as_json() for period in self.periods],
+            "tees": [tee.as_json() for tee in self.tees],
             "statements": [statement.as_json() for statement in self.statements],
             "witnesses": [witness.as_json() for witness in self.witnesses],
             "records": None if self.records is None else self.records.as_json(),

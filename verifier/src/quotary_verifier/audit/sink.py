@@ -38,6 +38,14 @@ class Sink:
         """Take a finding by its parts."""
         self.add(Finding(code, severity, where, message))
 
+    def absorb(self, other: Sink) -> None:
+        """Take what another sink took, also what it did not keep."""
+        for finding in other.kept:
+            self.add(finding)
+        for severity in other.counts:
+            kept = sum(finding.severity == severity for finding in other.kept)
+            self.counts[severity] = self.counts.get(severity, 0) + other.counts[severity] - kept
+
     @staticmethod
     def _same(one: Finding, other: Finding) -> bool:
         return (

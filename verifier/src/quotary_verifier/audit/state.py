@@ -19,6 +19,7 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 from quotary_verifier.audit.history import History
 from quotary_verifier.audit.report import AuditedBoot, AuditedStatement, Period
 from quotary_verifier.audit.sink import Sink
+from quotary_verifier.audit.tees import Tees
 from quotary_verifier.audit.witnessing import Witnesses
 from quotary_verifier.errors import EvidenceError, MalformedError
 from quotary_verifier.tlog.merkle import HASH_SIZE, MAX_TREE_SIZE
@@ -45,8 +46,7 @@ class AuditState:
     witnesses: Witnesses = field(default_factory=Witnesses)
     tiles: int = 0
     rows: list[bytes] = field(default_factory=list)
-    tees: dict[str, int] = field(default_factory=dict)
-    """Commits with a line of each kind of TEE, by its name."""
+    tees: Tees = field(default_factory=Tees)
 
 
 def encode_state(state: AuditState) -> bytes:

@@ -11,6 +11,7 @@ from quotary_verifier.audit.commits import CheckedCommit, CheckedFile, CommitsJo
 from quotary_verifier.audit.findings import Code, Finding, Place, Severity
 from quotary_verifier.audit.starts import MAX_LOST
 from quotary_verifier.audit.subtrees import TILES_PER_JOB, Subtree, SubtreeJob
+from quotary_verifier.audit.tees import TeeJob, VerifiedTees
 from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.merkle import MAX_TREE_SIZE
 from quotary_verifier.tlog.tiles import TILE_WIDTH
@@ -33,6 +34,10 @@ class Workers(Protocol):
 
     def subtrees(self, jobs: Iterable[SubtreeJob]) -> Iterator[Subtree]:
         """Hash subtrees: `hash_subtree`."""
+        ...
+
+    def tees(self, jobs: Iterable[TeeJob]) -> Iterator[VerifiedTees]:
+        """Verify the TEE lines of history files: `TeeChecker.file` of the origin."""
         ...
 
 

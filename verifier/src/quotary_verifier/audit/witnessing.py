@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,14 +24,21 @@ from quotary_verifier.wire.limits import MAX_NOTE
 MAX_WITNESSED: Final = 10_000
 """Cosigned checkpoints that a report lists."""
 
+MAX_QUORUMS: Final = 16_384
+"""Quorums whose times are kept apart; of more, every second one is, which is as true a bound."""
+
 
 @dataclass(slots=True)
 class Witnesses:
-    """What witnesses showed so far: listed checkpoints, the last quorum, and each witness's last time."""
+    """What witnesses showed so far: listed checkpoints, the last quorum, and each witness's last time.
+
+    `quorums` are commits with a quorum and its time, but for those that a later commit had as early: both rise.
+    """
 
     listed: list[Witnessing] = field(default_factory=list)
     last_quorum: Witnessing | None = None
     times: dict[str, int] = field(default_factory=dict)
+    quorums: list[tuple[int, int]] = field(default_factory=list)
 
 
 class WitnessFold:
@@ -91,13 +99,37 @@ class WitnessFold:
             self.state.listed.append(seen)
         if time is not None:
             self.state.last_quorum = seen
+            self._quorum(commit.number, time)
+
+    def _quorum(self, commit: int, time: int) -> None:
+        quorums = self.state.quorums
+        while quorums and quorums[-1][1] >= time:  # what a later checkpoint shows as early covers more
+            quorums.pop()
+        quorums.append((commit, time))
+        if len(quorums) > MAX_QUORUMS:
+            quorums[:-1] = quorums[1:-1:2]
+
+    @property
+    def expected(self) -> bool:
+        """Whether the policy asks for witnesses, so that a time may yet be shown that is not known now."""
+        return self._rule.threshold > 0
+
+    def times(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
+        """Return the times of the quorums that cover commits `first` to `last`: each holds up to its commit.
+
+        Commits above the last pair's are covered by none.
+        """
+        found = []
+        for commit, time in self.state.quorums[bisect_left(self.state.quorums, (first,)) :]:
+            found.append((commit, time))
+            if commit >= last:
+                break
+        return tuple(found)
 
     def covering(self, commit: int) -> Witnessed | None:
-        """Return the first quorum on the checkpoint of a commit or a later one; None where there is none yet."""
-        for seen in self.state.listed:
-            if seen.commit >= commit and seen.time is not None:
-                return Witnessed(seen.time, None, seen.names)
-        return None
+        """Return the earliest quorum on the checkpoint of a commit or a later one; None where there is none yet."""
+        times = self.times(commit, commit)
+        return Witnessed(times[0][1], None, ()) if times else None
 
     def finish(self, commits: int) -> None:
         """Say how far a quorum reaches."""

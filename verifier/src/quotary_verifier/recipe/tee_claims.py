@@ -31,7 +31,9 @@ def tee_claims(judged: Iterable[JudgedTee]) -> Iterator[Claim]:
         said = "accepted by the policy's rules" if line.appraised else "verified, not appraised"
         yield Claim(f"tee.{line.name}", said, _HARDWARE)
         for number, device in enumerate(line.claims):
-            yield from _device(f"tee.{line.name}." + (f"{number}." if len(line.claims) > 1 else ""), device)
+            yield from device_claims(
+                f"tee.{line.name}." + (f"{number}." if len(line.claims) > 1 else ""), device
+            )
 
 
 def _contribution(line: JudgedTee) -> str:
@@ -44,7 +46,8 @@ def _contribution(line: JudgedTee) -> str:
     return "this commit, and the launch of the confidential guest that asked for it"
 
 
-def _device(prefix: str, claims: TeeClaims) -> Iterator[Claim]:
+def device_claims(prefix: str, claims: TeeClaims) -> Iterator[Claim]:
+    """Yield all that one device's evidence says; `prefix` goes before each name."""
     for name, value in _said(claims):
         yield Claim(prefix + name, value, _HARDWARE)
     for name, measured in claims.measurements.items():

@@ -75,8 +75,8 @@ class AmdCertificate:
     """One certificate, read whole, and what was really signed.
 
     `name`: the subject's common name. `subject`, `issuer`: names as they stand there (DER). `ca`: whether it may sign
-    certificates. `extensions`: those that the library does not know, by identifier. `sha256`: of the original bytes.
-    `certificate`: a copy for reading, see above.
+    certificates. `extensions`: those that the library does not know, by identifier. `sha256`: of the original bytes,
+    `der`. `certificate`: a copy for reading, see above.
     """
 
     name: str
@@ -91,6 +91,7 @@ class AmdCertificate:
     signed: bytes
     signature: bytes
     sha256: bytes
+    der: bytes
 
 
 @frozen
@@ -112,6 +113,10 @@ class AmdRoots:
                 raise MalformedError(f"{ark.name} is no root: {error}") from None
         names = {generation: ark.certificate.subject.rfc4514_string() for generation, ark in read.items()}
         return cls(read, names)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Between processes go the certificates alone: what the library read of them stays in its process."""
+        return AmdRoots.from_der, ({generation: ark.der for generation, ark in self.arks.items()},)
 
 
 @functools.cache
@@ -168,6 +173,7 @@ def _read(
         signed=body,
         signature=signature,
         sha256=hashlib.sha256(der).digest(),
+        der=der,
     )
 
 

@@ -29,6 +29,10 @@ class MakerRoot:
         builder = PolicyBuilder().store(Store([root.certificate])).max_chain_depth(depth)
         self.builder = builder.extension_policies(ca_policy=ca, ee_policy=leaf)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Between processes goes the certificate alone: what the library read of it stays in its process."""
+        return type(self), (self.der,)
+
     def verify(self, leaf: x509.Certificate, others: Sequence[x509.Certificate]) -> list[x509.Certificate]:
         """Verify a path to this root at a time when all of its certificates are valid, and return it.
 
