@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 from agents import make_state
+from cca_tokens import RAK, pem_key
 from services import service
 from tpms import Tpm
 
-from quotary_attest.config import load_config
+from quotary_attest.config import ConfigError, load_config, missing_files
 from quotary_attest.config.sections import ROOT_KINDS
 from quotary_attest.tee.opening import ROOTS
 from quotary_cli.agent_roots import open_roots, roots_text
 from quotary_cli.main import run
+from quotary_cli.output import ExitCode, Failure
 
 STATE = '[state]\nfolder = "/var/lib/quotary/origin"\n'
 
@@ -103,3 +105,38 @@ def test_a_root_that_fails_is_shown_with_its_reason() -> None:
         "error": "gone",
     }
     assert roots_text([root]) == "quotary/tdx/v1 (required, 2 bound, 3 failed): gone"
+
+
+def test_platform_keys_of_a_realm_are_read_and_a_file_that_has_none_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "platform.pem"
+    text = f'{STATE}[[root]]\nkind = "cca"\nplatform_keys = "{file}"\n'
+    file.write_text(f"the platforms of hall 7\n{pem_key()}{pem_key(RAK)}")
+    (root,) = open_roots(load_config(text))
+    assert root.root.identifier == "quotary/cca/v1"
+    for content, why in (
+        ("", "no public key"),
+        (pem_key() * 2, "stands there twice"),
+        (pem_key()[:-30], "cut off"),
+    ):
+        file.write_text(content)
+        with pytest.raises(Failure, match=why) as error:
+            open_roots(load_config(text))
+        assert error.value.code is ExitCode.USAGE
+        assert str(file) in str(error.value)
+    file.unlink()
+    assert [problem.path for problem in missing_files(load_config(text))] == ["root[0].platform_keys"]
+    with pytest.raises(Failure, match="no such file"):
+        open_roots(load_config(text))
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ('kind = "tdx"\nplatform_keys = "/keys"\n', r"root\[0\]\.platform_keys"),
+        ('kind = "cca"\ncollateral = "/folder"\n', r"root\[0\]\.collateral"),
+        ('kind = "cca"\nprivlevel = 0\n', r"root\[0\]\.privlevel"),
+    ],
+)
+def test_what_a_kind_does_not_have_is_no_setting_of_it(line: str, path: str) -> None:
+    with pytest.raises(ConfigError, match=path):
+        load_config(f"{STATE}[[root]]\n{line}")

@@ -13,14 +13,14 @@ from quotary_attest.tee.configfs import KernelFiles
 from quotary_attest.tee.opening import Places
 from quotary_attest.tee.probe import Presence, Probe, probe
 
-_NO_LINE: Final = frozenset({"azure", "cca"})
+_NO_LINE: Final = frozenset({"azure"})
 
 
 def places_of(devices: Mapping[str, Path | None]) -> Places:
     """Where to look: a configuration may name other devices than the usual ones (root → path or None)."""
     places = Places()
     for root, device in devices.items():
-        if device is not None and root in ("sev-snp", "tdx"):
+        if device is not None and root in ("sev-snp", "tdx", "cca"):
             places = replace(places, tsm=KernelFiles(device))
         elif device is not None and root == "nitro":
             places = replace(places, nsm=device)

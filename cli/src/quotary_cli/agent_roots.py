@@ -5,14 +5,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from quotary_cli.output import ExitCode, Failure
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from quotary_attest.config import AgentConfig
     from quotary_attest.config.sections import RootSection
     from quotary_attest.engine.further import FurtherRoot
+    from quotary_verifier.evidence.tee.lines import TeeRoots
 
 
 def open_roots(config: AgentConfig) -> tuple[FurtherRoot, ...]:
-    """Return the configured roots; no I/O, so whether a device is there shows with its first evidence."""
+    """Return the configured roots. Whether a device is there shows with its first evidence.
+
+    Raises:
+        Failure: a file of platform keys cannot be used.
+    """
     return tuple(map(_open, config.root))
 
 
@@ -22,10 +31,27 @@ def _open(section: RootSection) -> FurtherRoot:
     from quotary_attest.tee.opening import open_root
     from quotary_attest.tee.root import TeeOptions
 
-    options = TeeOptions(deadline=section.seconds, collateral=section.collateral)
+    roots = None if section.platform_keys is None else _platform_keys(section.platform_keys)
+    options = TeeOptions(deadline=section.seconds, collateral=section.collateral, roots=roots)
     places = places_of({section.kind: section.device})
     root = open_root(section.kind, options, privlevel=section.privlevel, places=places)
     return FurtherRoot(root, section.required, section.every, section.seconds)
+
+
+def _platform_keys(file: Path) -> TeeRoots:
+    from quotary_verifier.errors import QuotaryError
+    from quotary_verifier.evidence.tee.cca import platform_keys_pem
+    from quotary_verifier.evidence.tee.lines import TeeRoots
+
+    try:
+        return TeeRoots(cca=platform_keys_pem(file.read_text("ascii", "replace")))
+    except (OSError, QuotaryError) as error:
+        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+        raise Failure(
+            f"root.platform_keys: {file}: {reason}",
+            code=ExitCode.USAGE,
+            hint="a file of public keys in pem, as the maker of the platform gives them",
+        ) from None
 
 
 def roots_text(roots: list[Any]) -> str:

@@ -17,7 +17,7 @@ from quotary_cli.enrolment import json_option
 from quotary_cli.output import print_json
 
 SCHEMA = "quotary-tee-report/v1"
-KINDS: Final = ("sev-snp", "tdx", "nitro", "nitro-tpm", "nvidia", "azure")
+KINDS: Final = ("sev-snp", "tdx", "nitro", "nitro-tpm", "nvidia", "cca", "azure")
 
 BOUND: Final = hashlib.sha512(b"quotary/tee-report/v1\n\0").digest()
 """What such evidence binds, as an SNP report, quote, user data and nonce, or nonce."""

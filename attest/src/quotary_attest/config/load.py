@@ -72,6 +72,7 @@ def missing_files(config: AgentConfig) -> tuple[Problem, ...]:
     named: list[tuple[str, Path | None]] = [
         ("engine.binary", config.engine.binary),
         ("tpm.endorsement_auth_file", config.tpm.endorsement_auth_file),
+        *((f"root[{at}].platform_keys", root.platform_keys) for at, root in enumerate(config.root)),
         *((f"model[{at}].signature", model.signature) for at, model in enumerate(config.model)),
         *((f"signers.keys[{n}]", path) for n, path in enumerate(config.signers.keys)),
         *((f"signers.authorities[{n}]", path) for n, path in enumerate(config.signers.authorities)),
@@ -211,6 +212,10 @@ def _check_roots(config: AgentConfig) -> Iterator[Problem]:
             yield Problem(f"root[{at}].every", "leaves out commits that need this root", "1 where required")
         if root.privlevel is not None and root.kind != "sev-snp":
             yield Problem(f"root[{at}].privlevel", f"is nothing that {root.kind} has", 'kind = "sev-snp"')
+        if root.platform_keys is not None and root.kind != "cca":
+            yield Problem(f"root[{at}].platform_keys", f"is nothing that {root.kind} has", 'kind = "cca"')
+        if root.collateral is not None and root.kind == "cca":
+            yield Problem(f"root[{at}].collateral", "is nothing that cca has", "platform_keys")
         if root.device is not None and root.kind in ("nitro-tpm", "nvidia"):
             yield Problem(f"root[{at}].device", f"is nothing that {root.kind} has", "")
     lines: list[tuple[str, object]] = [

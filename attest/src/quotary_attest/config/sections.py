@@ -76,7 +76,7 @@ class BootLogsSection:
         return BootLogSettings(self.tcg, self.ima, self.attestations == "digest")
 
 
-ROOT_KINDS = ("sev-snp", "tdx", "nitro", "nitro-tpm", "nvidia")
+ROOT_KINDS = ("sev-snp", "tdx", "nitro", "nitro-tpm", "nvidia", "cca")
 """Roots that can stand beside the TPM (`quotary_attest.tee.opening.ROOTS`)."""
 
 
@@ -97,6 +97,8 @@ class RootSection:
     """VMPL to ask as, of "sev-snp"."""
     collateral: Path | None = key(PATH, None)
     """Folder of `attest tee fetch-collateral`, for what does not come with the evidence."""
+    platform_keys: Path | None = key(PATH, None)
+    """Public keys of the platform in PEM, of "cca": a token that none of them signed binds no commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

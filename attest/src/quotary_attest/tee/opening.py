@@ -13,7 +13,7 @@ from quotary_attest.tee.errors import TeeMissing
 from quotary_attest.tee.nsm import NSM, Ask, NitroTpmDevice, NsmDevice
 from quotary_attest.tee.nvml import NvidiaDevices, Nvml
 from quotary_attest.tee.root import Device, DeviceRoot, TeeOptions
-from quotary_attest.tee.tsm import SnpDevice, TdxDevice
+from quotary_attest.tee.tsm import CcaDevice, SnpDevice, TdxDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ _DEVICES: Final[Mapping[str, Callable[[Places, int | None], Device]]] = {
     "nitro": lambda places, _: NsmDevice(places.nsm, places.nsm_ask),
     "nitro-tpm": lambda places, _: NitroTpmDevice(places.nitro_tpm),
     "nvidia": lambda places, _: NvidiaDevices(places.nvml),
+    "cca": lambda places, _: CcaDevice(places.tsm),
 }
 
 ROOTS: Final = tuple(_DEVICES)

@@ -72,9 +72,6 @@ def _tsm(places: Places) -> Iterator[Probe]:
     for root, driver in _DRIVERS.items():
         if provider != driver:
             yield Probe(root, Presence.ABSENT, f"reports of this machine are made by {provider!r}")
-        elif root == "cca":
-            hint = "no policy can accept cca tokens yet"
-            yield Probe(root, Presence.UNUSABLE, f"{provider} makes tokens, and no line carries them", hint)
         else:
             yield Probe(root, Presence.USABLE, f"{provider} makes reports")
 

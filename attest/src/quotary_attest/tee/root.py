@@ -18,9 +18,11 @@ from quotary_attest.tee.calls import Calls
 from quotary_attest.tee.errors import TeeWrong
 from quotary_verifier.errors import MalformedError, QuotaryError
 from quotary_verifier.evidence.tee.lines import Bound, TeeRoots, verify_tee_line
+from quotary_verifier.tlog.hardware import IDENTIFIER_CCA, IDENTIFIER_SEV_SNP, IDENTIFIER_TDX
 from quotary_verifier.wire.tee_support import TeeSupport
 
 REPORT_DATA_BYTES: Final = 64
+_COLLATERAL: Final = frozenset({IDENTIFIER_SEV_SNP, IDENTIFIER_TDX})
 _DIGEST_BYTES: Final = 32
 
 
@@ -48,7 +50,7 @@ class TeeOptions:
     """How a device is used. `deadline`: seconds for one evidence.
 
     `collateral`: a folder of `attest tee fetch-collateral`, for what does not come with the evidence.
-    `roots`: in place of the makers', for tests. `now`: the host's clock.
+    `roots`: in place of the makers', for tests; for CCA, which has none, the platform's keys. `now`: the host's clock.
     """
 
     deadline: float = 30.0
@@ -100,7 +102,7 @@ class DeviceRoot:
                 continue
             self._last = support
             return TeeEvidence(collected.evidence, support.endorsements)
-        raise _refusal(self.describe(), first)
+        raise _refusal(self.identifier, self.describe(), first)
 
     def _supports(self, collected: TeeEvidence) -> Iterator[TeeSupport]:
         """What may vouch for it: what came with it, what did so last, what is stored."""
@@ -114,15 +116,18 @@ class DeviceRoot:
             yield from stored(folder, self.identifier)
 
 
-def _refusal(name: str, error: QuotaryError | None) -> TeeWrong:
+def _refusal(identifier: str, name: str, error: QuotaryError | None) -> TeeWrong:
     if error is None:
         return TeeWrong(
             f"{name}: nothing stored vouches for its evidence",
             hint="run `attest tee fetch-collateral` for evidence of this machine",
         )
-    hint = (
-        "run `attest tee fetch-collateral` for evidence of this machine, and name its folder in the configuration"
-        if isinstance(error, MalformedError)
-        else "is the clock right? new firmware takes new certificates: `attest tee fetch-collateral`"
-    )
+    if identifier == IDENTIFIER_CCA:
+        hint = "are the keys in `platform_keys` those of this platform?"
+    elif identifier not in _COLLATERAL:
+        hint = "is the clock right, and the driver as new as the device?"
+    elif isinstance(error, MalformedError):
+        hint = "run `attest tee fetch-collateral` for its evidence, and name the folder in the configuration"
+    else:
+        hint = "is the clock right? new firmware takes new certificates: `attest tee fetch-collateral`"
     return TeeWrong(f"{name}: its evidence does not verify: {error}", hint=hint)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SEV-SNP and TDX by configfs-tsm: which driver answers, how its report is read, and what comes with it."""
+"""SEV-SNP, TDX and Arm CCA by configfs-tsm: which driver answers, how its report is read, and what comes with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quotary_verifier.evidence.tee.amd_certs import SigningKey
 from quotary_verifier.evidence.tee.cca_token import parse_cca_token
 from quotary_verifier.evidence.tee.snp_report import parse_snp_report
 from quotary_verifier.evidence.tee.tdx_quote import parse_tdx_quote
-from quotary_verifier.tlog.hardware import IDENTIFIER_SEV_SNP, IDENTIFIER_TDX
+from quotary_verifier.tlog.hardware import IDENTIFIER_CCA, IDENTIFIER_SEV_SNP, IDENTIFIER_TDX
 
 SEV_GUEST: Final = "sev_guest"
 TDX_GUEST: Final = "tdx_guest"
@@ -83,15 +83,31 @@ class TdxDevice:
         return TeeEvidence(quote.raw)
 
 
-def cca_token(files: TsmFiles, challenge: bytes, *, sleep: Callable[[float], None] = time.sleep) -> bytes:
-    """Return a CCA token over 64 bytes. No line carries one: no policy can accept it yet (ADR 72)."""
-    found = make_report(files, TsmRequest(challenge, CCA_GUEST), sleep=sleep)
-    try:
-        token = parse_cca_token(found.report)
-    except QuotaryError as error:
-        raise _unreadable("cca token", error) from None
-    _require(token.challenge, challenge, "cca token")
-    return found.report
+@dataclass(frozen=True, slots=True)
+class CcaDevice:
+    """An Arm CCA realm. Its token comes with nothing beside it: who relies on it brings the platform's key."""
+
+    files: TsmFiles
+    sleep: Callable[[float], None] = time.sleep
+
+    @property
+    def identifier(self) -> str:
+        """The identifier of its hardware line."""
+        return IDENTIFIER_CCA
+
+    def describe(self) -> str:
+        """Say what it is."""
+        return f"arm cca by {_where(self.files)}"
+
+    def collect(self, report_data: bytes) -> TeeEvidence:
+        """Return a token whose challenge these 64 bytes are."""
+        found = make_report(self.files, TsmRequest(report_data, CCA_GUEST), sleep=self.sleep)
+        try:
+            token = parse_cca_token(found.report)
+        except QuotaryError as error:
+            raise _unreadable("cca token", error) from None
+        _require(token.challenge, report_data, "cca token")
+        return TeeEvidence(found.report)
 
 
 def _where(files: TsmFiles) -> str:
@@ -122,4 +138,4 @@ def _unreadable(what: str, error: QuotaryError) -> TeeWrong:
     return TeeWrong(f"the kernel gave no {what} that can be used: {error}", hint=hint)
 
 
-__all__ = ["CCA_GUEST", "SEV_GUEST", "TDX_GUEST", "KernelFiles", "SnpDevice", "TdxDevice", "cca_token"]
+__all__ = ["CCA_GUEST", "SEV_GUEST", "TDX_GUEST", "CcaDevice", "KernelFiles", "SnpDevice", "TdxDevice"]

@@ -38,7 +38,7 @@ def found(where: Places) -> dict[str, Probe]:
 def test_a_machine_without_any_is_told_what_each_takes(tmp_path: Path) -> None:
     seen = found(places(tmp_path))
     assert {each.presence for each in seen.values()} == {ABSENT}
-    assert set(ROOTS) | {"cca", "azure"} == set(seen)
+    assert set(ROOTS) | {"azure"} == set(seen)
     assert all(each.hint for root, each in seen.items() if root != "azure")
 
 
@@ -50,7 +50,7 @@ def test_the_driver_that_answers_names_the_one_root_and_leaves_nothing_behind(
 ) -> None:
     files = FakeTsm(snp_mint(AmdForge()), provider=provider)
     seen = found(places(tmp_path, tsm=files))
-    assert seen[root].presence is (UNUSABLE if root == "cca" else USABLE)
+    assert seen[root].presence is USABLE
     others = {"sev-snp", "tdx", "cca"} - {root}
     assert all(seen[other].presence is ABSENT and provider in seen[other].text for other in others)
     assert files.entries == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import errno
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from quotary_attest.tee.certtable import ASK, VCEK, VLEK, certificates
 from quotary_attest.tee.configfs import MAX_BLOB, KernelFiles, TsmFiles, TsmRequest, make_report
 from quotary_attest.tee.errors import TeeBusy, TeeError, TeeMissing, TeeRefused, TeeWrong
 from quotary_attest.tee.root import DeviceRoot, TeeOptions
-from quotary_attest.tee.tsm import SnpDevice, TdxDevice, cca_token
+from quotary_attest.tee.tsm import CcaDevice, SnpDevice, TdxDevice
 from quotary_verifier.evidence.tee.amd_certs import Generation, SigningKey
+from quotary_verifier.evidence.tee.cca import PlatformKey
 from quotary_verifier.evidence.tee.lines import Bound, TeeRoots, snp_support, tdx_support, verify_tee_line
 from quotary_verifier.pki.der import encode
 from quotary_verifier.wire.tee_support import TeeSupport
@@ -301,12 +303,67 @@ def test_a_short_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- Arm CCA
 
 
-def test_a_cca_token_is_read_for_whom_wants_it_and_carried_by_no_line() -> None:
-    made = cca_tokens.token()
-    files = FakeTsm(lambda _data: made, provider="arm_cca_guest")
-    assert cca_token(files, cca_tokens.BOUND, sleep=quiet) == made
-    with pytest.raises(TeeWrong, match="over other bytes"):
-        cca_token(files, bytes(64), sleep=quiet)
-    files.mint = lambda _data: encode(0x30, b"")
-    with pytest.raises(TeeWrong, match="no cca token"):
-        cca_token(files, cca_tokens.BOUND, sleep=quiet)
+def cca_root(files: TsmFiles, *keys: PlatformKey) -> DeviceRoot:
+    return DeviceRoot(CcaDevice(files, quiet), TeeOptions(roots=TeeRoots(cca=keys) if keys else None))
+
+
+async def test_a_realms_token_is_what_a_verifier_with_the_platforms_key_takes() -> None:
+    files = FakeTsm(cca_tokens.cca_mint, provider="arm_cca_guest")
+    roots = TeeRoots(cca=(cca_tokens.platform_key(),))
+    for root in (cca_root(files, *roots.cca), cca_root(files)):
+        found = await root.bind(D + GENESIS)
+        assert found.endorsements == {}
+        accepted(root, found, roots)
+    assert files.asked == [(D + GENESIS, None)] * 2
+    assert files.entries == {}
+
+
+async def test_a_token_of_another_platform_binds_nothing_where_the_operator_named_its_key() -> None:
+    root = cca_root(
+        FakeTsm(cca_tokens.cca_mint, provider="arm_cca_guest"), cca_tokens.platform_key(cca_tokens.RAK)
+    )
+    with pytest.raises(TeeWrong, match="verifies by no platform key that was given") as error:
+        await root.bind(D + GENESIS)
+    assert "platform_keys" in error.value.hint
+
+
+def other_realm(data: bytes) -> bytes:
+    claims = {**cca_tokens.realm_claims(), 10: data}
+    return cca_tokens.token(tokens={44241: cca_tokens.sign1(claims, cca_tokens.CPAK)})
+
+
+@pytest.mark.parametrize(
+    ("mint", "message"),
+    [
+        (lambda _: cca_tokens.cca_mint(bytes(64)), "over other bytes than were asked for"),
+        (lambda _: encode(0x30, b""), "no cca token that can be used"),
+        (lambda data: cca_tokens.token({10: data}, {10: bytes(32)}), "for another realm key"),
+        (other_realm, "realm token of arm cca does not verify"),
+    ],
+    ids=["challenge", "form", "link", "realm signature"],
+)
+async def test_without_a_platforms_key_a_token_is_held_to_all_that_needs_none(
+    mint: Callable[[bytes], bytes], message: str
+) -> None:
+    with pytest.raises(TeeWrong, match=message):
+        await cca_root(FakeTsm(mint, provider="arm_cca_guest")).bind(D + GENESIS)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [
+        ({"lost": 99}, TeeWrong),
+        ({"intruders": 99}, TeeWrong),
+        ({"busy": 99}, TeeBusy),
+        ({"provider": "sev_guest"}, TeeMissing),
+        ({"denied": True}, TeeRefused),
+    ],
+    ids=str,
+)
+async def test_a_realm_meets_the_same_traps_of_the_interface(
+    trouble: dict[str, object], kind: type[TeeError]
+) -> None:
+    files = FakeTsm(cca_tokens.cca_mint, **{"provider": "arm_cca_guest", **trouble})  # type: ignore[arg-type]
+    with pytest.raises(kind):
+        await cca_root(files).bind(D + GENESIS)
+    assert files.entries == {}
