@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import click
 from quotary_cli.output import ExitCode, Failure
 from quotary_verifier import Policy, PolicyError
 from quotary_verifier.policy.load import MAX_POLICY, load_policy
+from quotary_verifier.wire.frozen import frozen
 
 _SIGNED = b"\xd2"
 _LISTS = b"list"
@@ -25,7 +25,7 @@ _HINT_SIGNED = "docs/spec/signed-policy.md says what is checked of a signed poli
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PolicyFile:
     """A policy that a command line names, with the keys and the state that a signed one is judged by."""
 

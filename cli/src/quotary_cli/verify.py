@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +24,11 @@ from quotary_verifier import (
     Rejected,
     Report,
     strip,
-    verify_fresh,
 )
 from quotary_verifier import (
     verify as verify_output,
 )
+from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_ATTESTATION
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ SUFFIX = ".attestation"
 STDIN = "-"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """One output to verify: its name for people, its bytes, and its attestation's bytes.
 
@@ -146,6 +145,8 @@ def _verify_one(job: Job, question: Question, policy: Policy) -> Report:
         if job.attestation is None:
             if question.nonce is None:
                 return _statement(job.output, question, policy)
+            from quotary_verifier import verify_fresh  # late, as statements
+
             return verify_fresh(job.output, question.nonce, question.at, policy).report
         return verify_output(job.attestation, question, policy).report
     except (Rejected, NotChecked) as outcome:

@@ -205,13 +205,40 @@ def test_inspect_says_that_nothing_was_verified(folder: Path) -> None:
     assert (shown["kind"], shown["status"]) == ("attestation", "parsed, not verified")
 
 
-def test_verifying_loads_nothing_of_the_host_side(folder: Path) -> None:
+VERIFY = f"['verify', 'answer.json', '-p', 'policy.toml', '--at', '{AT}']"
+NOT_LOADED = (
+    *("quotary", "quotary_attest", "tpm2_pytss", "aiohttp", "asyncio", "httpx2", "openai"),
+    *("quotary_verifier.evidence.tee", "quotary_verifier.policy.tee", "quotary_verifier.policy.load_tee"),
+    *(
+        "quotary_verifier.recipe.tee",
+        "quotary_verifier.recipe.tee_claims",
+        "quotary_verifier.wire.tee_support",
+    ),
+    *("quotary_verifier.policy.rules", "quotary_verifier.logs.tcg", "quotary_verifier.logs.ima"),
+    *("quotary_verifier.recipe.fresh", "quotary_verifier.recipe.statement", "quotary_verifier.audit"),
+    *("subprocess", "tempfile", "logging", "ssl", "http.client", "quotary_cli.sources"),
+)
+"""What one plain output needs nothing of: the host side, other evidence, what reads whole logs, the network."""
+
+
+def test_verifying_loads_nothing_that_one_plain_output_does_not_need(folder: Path) -> None:
     code = (
-        "import sys; from quotary_cli.main import run; "
-        f"code = run(['verify', 'answer.json', '-p', 'policy.toml', '--at', '{AT}']); "
-        "bad = {m.split('.')[0] for m in sys.modules} & "
-        "{'quotary', 'quotary_attest', 'tpm2_pytss', 'aiohttp', 'asyncio', 'httpx2', 'openai'}; "
+        f"import sys; from quotary_cli.main import run; code = run({VERIFY}); "
+        "parts = [m.split('.') for m in sys.modules]; "
+        "loaded = {'.'.join(part[:n]) for part in parts for n in range(1, len(part) + 1)}; "
+        f"bad = loaded & {set(NOT_LOADED)!r}; "
         "print(bad, file=sys.stderr); sys.exit(code or bool(bad))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_verification_looks_for_no_garbage_in_what_it_just_made(folder: Path) -> None:
+    code = (
+        "import gc, sys; from quotary_cli.main import main; runs = []; "
+        f"gc.callbacks.append(lambda *_: runs.append(1)); sys.argv[1:] = {VERIFY}\n"
+        "try: main()\n"
+        "except SystemExit as end: sys.exit(end.code or bool(runs) or not gc.get_freeze_count())"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr

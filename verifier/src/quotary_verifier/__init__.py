@@ -26,7 +26,6 @@ from quotary_verifier.errors import (
 )
 from quotary_verifier.policy.load import load_policy
 from quotary_verifier.policy.model import Policy
-from quotary_verifier.recipe.fresh import verify_fresh
 from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.outputs import HashedBody
 from quotary_verifier.recipe.steps import Step
@@ -35,16 +34,18 @@ from quotary_verifier.recipe.verify import Question, VerifiedCommit, verify, ver
 from quotary_verifier.wire.inband import strip
 
 if TYPE_CHECKING:
+    from quotary_verifier.recipe.fresh import verify_fresh
     from quotary_verifier.recipe.statement import VerifiedStatement, verify_statement
 else:
+    _LATE = {"VerifiedStatement": "statement", "verify_statement": "statement", "verify_fresh": "fresh"}
 
     def __getattr__(name: str) -> object:
         """Import what the verification of an output does not need where it is first asked for."""
-        if name not in ("VerifiedStatement", "verify_statement"):
+        if name not in _LATE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from quotary_verifier.recipe import statement
+        from importlib import import_module
 
-        return getattr(statement, name)
+        return getattr(import_module(f"quotary_verifier.recipe.{_LATE[name]}"), name)
 
 
 __all__ = [

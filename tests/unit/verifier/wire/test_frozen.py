@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
+from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields, is_dataclass, replace
 
 import pytest
 
@@ -111,6 +112,37 @@ def test_it_can_be_copied_and_pickled() -> None:
 def test_a_check_after_construction_is_done() -> None:
     with pytest.raises(ValueError, match="negative"):
         Checked(-1)
+
+
+def test_a_constructor_is_compiled_when_the_first_object_is_made() -> None:
+    @frozen
+    class Late:
+        """Nobody makes one yet."""
+
+        only: int
+
+    before = Late.__init__
+    assert Late(1).only == 1
+    assert Late.__init__ is not before
+    assert inspect.signature(Late).parameters.keys() == {"only"}
+
+
+def test_a_class_is_described_as_data_classes_are_before_and_after_its_first_object() -> None:
+    @frozen
+    class Described(Plain):
+        """Adds one field to those of another class."""
+
+        more: str = "more"
+
+    assert is_dataclass(Described)
+    assert [(item.name, item.type) for item in fields(Described)][-1] == ("more", "str")
+    assert Described.__match_args__ == ("first", "second", "third", "more")
+    assert Described.__dataclass_params__.frozen
+    made = Described(1, more="x")
+    assert [item.name for item in fields(made)] == ["first", "second", "third", "built", "more"]
+    assert asdict(made) == {"first": 1, "second": "two", "third": {}, "built": None, "more": "x"}
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        replace(made, other=2)
 
 
 @frozen
