@@ -32,7 +32,7 @@ from quotary_verifier.wire.tpm_public import parse_public
 
 if TYPE_CHECKING:
     from quotary_attest.tpm.connection import Connection
-    from quotary_attest.tpm.model import Authorizations
+    from quotary_attest.tpm.model import Authorizations, TpmIdentity
 
 ENOUGH_SPACE: Final = 1 << 30
 """Bytes of free space below which a warning is due."""
@@ -161,11 +161,11 @@ def _manager(tcti: str) -> Finding:
 def _keys(
     connection: Connection, folder: Path, identity: HostIdentity, authorizations: Authorizations
 ) -> Iterator[Finding]:
-    from quotary_attest.tpm.keys import counter_value, load_ak, open_counter
+    from quotary_attest.tpm.keys import counter_value, held, load_ak, open_counter
 
     with connection.scope() as scope:
-        scope.key(load_ak(connection, identity.tpm_keys, authorizations=authorizations))
-    yield good("key", "the attestation key is this tpm's")
+        held(scope, identity.tpm_keys, load_ak(connection, identity.tpm_keys, authorizations=authorizations))
+    yield _key(identity.tpm_keys)
     counter = counter_value(connection, open_counter(connection, identity.tpm_keys))
     stored = _stored_starts(folder)
     if counter in (stored, stored - 1):
@@ -174,6 +174,16 @@ def _keys(
         text = f"it is at {counter}, and the state says {stored}"
         hint = "the state is an old copy, or another agent used this origin: find the newer folder, else a new origin"
         yield Finding("start counter", Health.WRONG, text, hint)
+
+
+def _key(keys: TpmIdentity) -> Finding:
+    if not keys.is_foreign:
+        return good("key", "the attestation key is this tpm's")
+    text = f"the attestation key is the tpm's own at 0x{keys.ak_handle:08x}"
+    if keys.ak_auth:
+        return good("key", f"{text}, with an authorisation that others do not need to know")
+    hint = "let nobody else have the tpm; policies have to say unauthenticated_ak = true"
+    return Finding("key", Health.GOOD, f"{text}: any process with the tpm can quote", hint)
 
 
 def _stored_starts(folder: Path) -> int:

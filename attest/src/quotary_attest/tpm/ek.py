@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from quotary_attest.tpm.connection import Connection, Scope
 from quotary_attest.tpm.errors import TpmConflict
-from quotary_attest.tpm.keys import load_ak
+from quotary_attest.tpm.keys import held, load_ak
 from quotary_attest.tpm.model import Authorizations, EkCertificate, TpmIdentity
 from quotary_attest.tpm.reading import read_nv, used_nv_indices
 from quotary_attest.tpm.tss import NoSuchIndex, create_ek_template, lib
@@ -117,7 +117,7 @@ def activate_credential(
     auths = authorizations or Authorizations()
     with connection.scope() as scope:
         ek, public = _endorsement_key(connection, scope, kind, auths)
-        ak = scope.key(load_ak(connection, identity, authorizations=auths))
+        ak = held(scope, identity, load_ak(connection, identity, authorizations=auths))
         by_password = bool(public.publicArea.objectAttributes & lib.TPMA_OBJECT.USERWITHAUTH)
         session = lib.ESYS_TR.PASSWORD if by_password else _ek_session(connection, scope)
         secret = connection.commands.activate_credential(

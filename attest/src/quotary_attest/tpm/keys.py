@@ -51,7 +51,7 @@ def make_identity(
         sensitive = lib.TPM2B_SENSITIVE_CREATE(lib.TPMS_SENSITIVE_CREATE(userAuth=ak_auth))
         private, public, *_ = connection.commands.create(primary, sensitive, attestation_key())
     properties = read_properties(connection)
-    nv_public = _make_counter(connection, nv_auth, auths)
+    nv_public = make_counter(connection, nv_auth, auths)
     return TpmIdentity(
         ak_public=public.publicArea.marshal(),
         ak_private=bytes(private),
@@ -74,8 +74,11 @@ def _primary(connection: Connection, scope: Scope, auths: Authorizations) -> tup
     return scope.key(handle), bytes(public.get_name())
 
 
-def _make_counter(connection: Connection, auth: bytes, auths: Authorizations) -> bytes:
-    """Define a counter at the first free index, increment it once, return its TPMS_NV_PUBLIC."""
+def make_counter(connection: Connection, auth: bytes, auths: Authorizations) -> bytes:
+    """Define a counter at the first free index, increment it once, return its TPMS_NV_PUBLIC.
+
+    Raises as `make_identity`.
+    """
     connection.authorize(lib.ESYS_TR.OWNER, auths.owner)
     handle = _define_counter(connection, auth)
     try:
@@ -131,10 +134,13 @@ class LoadedKeys:
 def load_ak(
     connection: Connection, identity: TpmIdentity, *, authorizations: Authorizations | None = None
 ) -> Any:
-    """Load the AK under the storage primary and set its authorisation; the primary does not stay loaded.
+    """Load the AK under the storage primary and set its authorisation; the primary does not stay loaded. A persistent
+    key that the agent did not make is opened where it is. `held` gives either back.
 
-    Raises TpmForeignKey when this TPM makes another primary than the one the key was made under.
+    Raises TpmForeignKey when this TPM makes another primary than the one the key was made under, or has no such key.
     """
+    if identity.is_foreign:
+        return _open_foreign(connection, identity)
     with connection.scope() as scope:
         primary, name = _primary(connection, scope, authorizations or Authorizations())
         if name != identity.parent_name:
@@ -148,6 +154,26 @@ def load_ak(
         handle = connection.commands.load(primary, lib.TPM2B_PRIVATE(identity.ak_private), public)
     connection.authorize(handle, identity.ak_auth)
     return handle
+
+
+def _open_foreign(connection: Connection, identity: TpmIdentity) -> Any:
+    """Open an identity's persistent key, if it is still the one."""
+    hint = "the vtpm was replaced, or its key removed; this host needs `attest agent init` and a new origin"
+    try:
+        handle = connection.commands.tr_from_tpmpublic(identity.ak_handle)
+    except TpmMissing:
+        raise TpmForeignKey(f"the attestation key at 0x{identity.ak_handle:08x} is gone", hint=hint) from None
+    public, *_ = connection.commands.read_public(handle)
+    if bytes(public.publicArea.marshal()) != identity.ak_public:
+        connection.commands.tr_close(handle)
+        raise TpmForeignKey(f"another key is at 0x{identity.ak_handle:08x} now", hint=hint)
+    connection.authorize(handle, identity.ak_auth)
+    return handle
+
+
+def held(scope: Scope, identity: TpmIdentity, ak: Any) -> Any:
+    """Give a loaded AK back at the end of the scope: flush the agent's own, forget a persistent one."""
+    return scope.known(ak) if identity.is_foreign else scope.key(ak)
 
 
 def open_counter(connection: Connection, identity: TpmIdentity) -> Any:

@@ -22,11 +22,14 @@ class TpmProperties:
 
 @dataclass(frozen=True, slots=True)
 class TpmIdentity:
-    """An origin's keys in a TPM, as `agent init` makes them and the state folder keeps them (mode 0600).
+    """An origin's keys in a TPM, as `agent init` makes or finds them and the state folder keeps them (mode 0600).
 
     `ak_public` is TPMT_PUBLIC, `ak_private` the contents of TPM2B_PRIVATE (useless outside this TPM),
     `ak_auth` and `nv_auth` 32 random bytes each, `parent_name` the 34-byte Name of the storage primary,
     `nv_public` TPMS_NV_PUBLIC of the start counter as it is after its first increment (COUNTER, WRITTEN).
+
+    A persistent key that the agent did not make has its handle in `ak_handle`, an empty `ak_private`, the authorisation
+    that the operator gave, and as `parent_name` the 4-byte handle of its hierarchy.
     """
 
     ak_public: bytes
@@ -38,6 +41,12 @@ class TpmIdentity:
     chain_pcr: int
     workload_pcr: int
     properties: TpmProperties
+    ak_handle: int = 0
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the AK is a persistent key that the agent did not make: it stays when the agent goes."""
+        return self.ak_handle != 0
 
     @property
     def nv_index(self) -> int:

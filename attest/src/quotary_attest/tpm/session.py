@@ -25,7 +25,7 @@ from quotary_attest.roots import (
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.errors import TpmConflict, TpmError, TpmGone, TpmMissing
 from quotary_attest.tpm.ima import ImaReplay
-from quotary_attest.tpm.keys import counter_value, load_ak, load_keys
+from quotary_attest.tpm.keys import counter_value, held, load_ak, load_keys
 from quotary_attest.tpm.model import Authorizations, TpmIdentity
 from quotary_attest.tpm.reading import pcr_digest, read_clock, read_pcrs
 from quotary_attest.tpm.templates import COUNTER_SIZE, pcr_selection, sha256_digest
@@ -139,7 +139,7 @@ class Session:
     def close(self) -> None:
         """Flush the AK and close the transport."""
         with self.connection.scope() as scope:
-            scope.key(self._keys.ak)
+            held(scope, self._identity, self._keys.ak)
         self.connection.close()
         self._ima.close()
 
