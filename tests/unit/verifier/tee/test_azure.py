@@ -184,7 +184,7 @@ def test_every_rule_of_the_vm_that_is_broken_is_named_beside_those_of_the_hardwa
     forge = AzureForge(settings={"console-enabled": True, "vmUniqueId": "other", "secure-boot": "yes"})
     claims = verify_azure(forge.report(), forge.amd.endorsements(), NOW, amd=forge.amd.roots())
     snp = SnpRules(frozenset({Generation.MILAN}), measurements=PARAVISOR)
-    rules = AzureRules(snp=snp, console=False, vms=frozenset({VM}))
+    rules = AzureRules(snp=snp, console=False, vms=frozenset({VM.lower()}))
     assert [finding.rule for finding in appraise_azure(claims, rules)] == [
         "sev-snp.generation", "azure.tpm", "azure.secure-boot", "azure.console", "azure.vm",
     ]  # fmt: skip

@@ -34,6 +34,9 @@ KIND: Final = "azure-vtpm"
 _AK_BINDING: Final = "ak-binding"
 _SECURE_BOOT, _CONSOLE, _TPM, _VM = "secure-boot", "console-enabled", "tpm-enabled", "vmUniqueId"
 
+AZURE_SETTINGS: Final[Mapping[str, str]] = {"vm": _VM, "secure_boot": _SECURE_BOOT, "console": _CONSOLE}
+"""The settings that rules are about: the name that policies and verdicts have for each, and the report's."""
+
 
 @frozen
 class AzureTdxEndorsements:
@@ -79,10 +82,13 @@ class AzureClaims:
 
     def require_ak(self, public: Public) -> None:
         """EvidenceError unless `public`, the AK of the genesis record, is the key that the hardware endorses."""
-        if not hmac.compare_digest(public.to_spki_der(), self.report.ak):
-            raise EvidenceError(
-                "the attestation key is not the one that the confidential vm's report endorses"
-            )
+        require_endorsed(self.report, public)
+
+
+def require_endorsed(report: HclReport, public: Public) -> None:
+    """EvidenceError unless `public` is the attestation key that a report names, whatever the report is worth."""
+    if not hmac.compare_digest(public.to_spki_der(), report.ak):
+        raise EvidenceError("the attestation key is not the one that the confidential vm's report endorses")
 
 
 def verify_azure(
@@ -122,7 +128,7 @@ class AzureRules:
 
     The hardware's rules have to name the paravisor: launch measurements or id keys with SNP, MRTDs with TDX; with
     `any_paravisor` whatever ran there is trusted with the key. `secure_boot`: it has to be on. `console`: the serial
-    console may be on, as it is on Azure by default. `vms`: `vmUniqueId`s, None for any.
+    console may be on, as it is on Azure by default. `vms`: `vmUniqueId`s in lower case, None for any.
     """
 
     snp: SnpRules | None = None
@@ -138,7 +144,8 @@ def appraise_azure(claims: AzureClaims, rules: AzureRules) -> tuple[Finding, ...
     return (*_of_hardware(claims.hardware, rules), *_of_vm(claims.report, rules))
 
 
-def _names_paravisor(rules: SnpRules | TdxRules) -> bool:
+def names_paravisor(rules: SnpRules | TdxRules) -> bool:
+    """Whether rules for the hardware say what was launched in the paravisor's place."""
     if isinstance(rules, SnpRules):
         return rules.measurements is not None or rules.id_keys is not None
     return rules.mr_tds is not None
@@ -150,7 +157,7 @@ def _of_hardware(hardware: SnpClaims | TdxClaims, rules: AzureRules) -> Iterator
         message = f"azure: hardware of the kind {hardware.kind} is not accepted"
         yield Finding("azure.hardware", Severity.FAIL, message)
         return
-    if not rules.any_paravisor and not _names_paravisor(wanted):
+    if not rules.any_paravisor and not names_paravisor(wanted):
         message = "azure: no rule names the paravisor, and any other guest could have made this report"
         yield Finding("azure.paravisor", Severity.FAIL, message)
     if isinstance(hardware, SnpClaims):
@@ -173,5 +180,5 @@ def _of_vm(report: HclReport, rules: AzureRules) -> Iterator[Finding]:
         yield Finding(
             "azure.console", Severity.FAIL, "azure: the report does not say that the console is off"
         )
-    if rules.vms is not None and settings.get(_VM) not in rules.vms:
+    if rules.vms is not None and str(settings.get(_VM)).lower() not in rules.vms:
         yield Finding("azure.vm", Severity.FAIL, f"azure: the vm {settings.get(_VM)!r} is not accepted")
