@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,6 +56,7 @@ _NONE = "no output"
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="An earlier archive of this log: what is in it is not read again, and the log must continue it.",
 )
+@click.option("--force", is_flag=True, help="Replace ARCHIVE where it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(
     source: str,
@@ -62,13 +64,16 @@ def export(
     attestations: tuple[Path, ...],
     policy: tuple[Path, ...],
     since: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Copy all that LOG publishes, up to its checkpoint, into the file ARCHIVE.
 
     Nothing is verified: that is for `attest audit ARCHIVE`. The file is in place once it is whole; an export that
     was interrupted goes on when the same command runs again, up to the checkpoint at which it began.
+    A file that exists is left as it is: with an earlier archive nobody could show that a host has two histories.
     """
+    _check_free(archive, force=force)
     with ExitStack() as stack:
         beside = [*_attestations(attestations, stack), *_policies(policy)]
         opened = stack.enter_context(open_source(source))
@@ -85,6 +90,7 @@ def export(
             exporter = Exporter(usable, opened.name, writer, tell)
             exporter.copy(head, checkpoint)
         left_out = _add_beside(writer, beside, checkpoint.origin)
+        _check_free(archive, force=force)  # a long export may have been overtaken by another
         writer.finish()
     for remark in exporter.remarks:
         note(f"note: {remark}")
@@ -102,6 +108,16 @@ def export(
         "remarks": exporter.remarks,
     }
     _show(result, as_json)
+
+
+def _check_free(archive: Path, *, force: bool) -> None:
+    """Refuse to write over a file, unless that was asked for."""
+    if not force and os.path.lexists(archive):
+        raise Failure(
+            f"{archive}: it exists, and may be the only copy of an earlier history",
+            code=ExitCode.USAGE,
+            hint="name another file (--since takes from the earlier one what it has), or replace it with --force",
+        )
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:

@@ -94,7 +94,7 @@ def test_an_interrupted_export_goes_on_where_it_was(
     for part in (3, 5000, 50000, len(whole) - 1):
         unfinished(tmp_path / "a.tar").write_bytes(whole[:part])
         with serving_files(files_of(folder), "/quotary/v1/") as served:
-            found = exported(capsys, served.url, tmp_path / "a.tar")
+            found = exported(capsys, served.url, tmp_path / "a.tar", "--force")
             fetched = [path for path in served.asked if "/tile/entries/" in path]
         if part > 1000:
             assert (tmp_path / "a.tar").read_bytes() == whole, "resumed at another checkpoint than it began"
@@ -146,6 +146,44 @@ def test_an_archive_to_which_somebody_else_wrote_is_not_put_in_place(tmp_path: P
     with pytest.raises(SourceFailed):
         writer.finish()
     writer.close()
+
+
+def test_an_archive_that_exists_is_replaced_only_where_that_is_asked_for(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = published(store, tmp_path / "static")
+    archive = tmp_path / "a.tar"
+    archive.write_bytes(b"an earlier history")
+    error = exported(capsys, folder, archive, code=2)
+    assert ("it exists" in error["error"], "--force" in error["hint"]) == (True, True)
+    assert archive.read_bytes() == b"an earlier history"
+    assert not unfinished(archive).exists(), "refused before anything is read or written"
+    exported(capsys, folder, archive, "--force")
+    whole = archive.read_bytes()
+    archive.unlink()
+    archive.symlink_to(tmp_path / "elsewhere")
+    exported(capsys, folder, archive, code=2)  # a link to nothing is somebody's, too
+    exported(capsys, folder, tmp_path / "b.tar")
+    assert (tmp_path / "b.tar").read_bytes() == whole
+    exported(capsys, folder, tmp_path / "b.tar", "--since", tmp_path / "b.tar", "--force")
+    assert (tmp_path / "b.tar").read_bytes() == whole, "an archive may take its own place"
+
+
+def test_an_archive_that_appears_while_another_is_made_is_left_alone(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = files_of(published(store, tmp_path / "static"))
+    archive = tmp_path / "a.tar"
+
+    def answer(path: str) -> Answer:
+        if "/blob/" in path:
+            archive.write_bytes(b"another's")
+        data = files.get(path.removeprefix("/log/"))
+        return (404, {}, b"") if data is None else (200, {}, data)
+
+    with serving(answer) as served:
+        exported(capsys, f"{served.url}/log", archive, code=2)
+    assert archive.read_bytes() == b"another's"
 
 
 def test_an_earlier_archive_saves_reading_and_changes_nothing(
@@ -240,7 +278,7 @@ def test_what_stands_beside_the_log_goes_along_by_name(
     shown = json.loads(capsys.readouterr().out)
     assert (shown["kind"], shown["status"]) == ("archive", "parsed, not verified")
     assert shown["content"]["policy"] == ["debian.sha256sum", "policy.toml"]
-    error = exported(capsys, folder, tmp_path / "a.tar", "-p", tmp_path / "a name", code=2)
+    error = exported(capsys, folder, tmp_path / "b.tar", "-p", tmp_path / "a name", code=2)
     assert "no file of this name stands in an archive" in error["error"]
 
 

@@ -76,6 +76,11 @@ class ArchiveWriter:
         if files != self.files:
             raise SourceFailed(f"{self._target}: something else wrote to it meanwhile")
         unfinished(self._target).replace(self._target)
+        folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)  # the name is to last as the bytes do
+        finally:
+            os.close(folder)
 
     def close(self) -> None:
         """Close the file; without `finish` it stays where a later run finds it."""
