@@ -393,10 +393,18 @@ def test_a_revoked_issuer_is_refused_from_the_day_of_its_revocation() -> None:
 
 def test_a_crl_that_says_nothing_leaves_the_question_open() -> None:
     forge = AmdForge()
-    for crl in (forge.crl(end=-0, start=-9), forge.crl(signer="other")):
-        claims = verified(forge, endorsements=forge.endorsements(crl), at=NOW + timedelta(seconds=1))
-        assert claims.signer.revocation is Revocation.UNKNOWN
-        assert "revocation" in claims.not_shown
+    past = forge.crl(end=-0, start=-9)
+    claims = verified(forge, endorsements=forge.endorsements(past), at=NOW + timedelta(seconds=1))
+    assert claims.signer.revocation is Revocation.UNKNOWN
+    assert "revocation" in claims.not_shown
+
+
+def test_a_crl_by_anybody_but_the_root_of_the_generation_is_refused() -> None:
+    forge = AmdForge()
+    for crl in (forge.crl(signer="other"), AmdForge(Generation.TURIN).crl()):
+        for crls in ((crl,), (forge.crl(), crl)):
+            with pytest.raises(EvidenceError, match="was not made by ARK-Genoa"):
+                verified(forge, endorsements=forge.endorsements(*crls))
 
 
 def test_crls_that_are_none_or_too_many_are_malformed() -> None:

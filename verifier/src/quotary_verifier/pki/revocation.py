@@ -47,9 +47,13 @@ def read_crl(der: bytes) -> x509.CertificateRevocationList:
     if len(der) > _MAX_CRL:
         raise MalformedError(f"a crl of {len(der)} bytes is too large")
     try:
-        return x509.load_der_x509_crl(der)
+        crl = x509.load_der_x509_crl(der)
+        unused_bits = der[-len(crl.signature) - 1]
     except UNREADABLE as error:
         raise MalformedError(f"a crl cannot be read: {error}") from None
+    if unused_bits:  # the library would overlook them, and one crl have several encodings
+        raise MalformedError("the signature of a crl is not a whole number of bytes")
+    return crl
 
 
 def read_crl_pem(text: str) -> x509.CertificateRevocationList:
@@ -86,7 +90,7 @@ def _state(
 ) -> Revocation:
     state = Revocation.UNKNOWN
     for crl in crls:
-        if not _is_of(crl, issuer):
+        if not made_by(crl, issuer):
             continue
         entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         if entry is not None and entry.revocation_date_utc <= at:
@@ -96,7 +100,7 @@ def _state(
     return state
 
 
-def _is_of(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+def made_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
     """Whether `issuer` made this CRL for all of its certificates; partial and delta CRLs are not used."""
     key = issuer.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)  # else there would be no path

@@ -30,7 +30,7 @@ from quotary_verifier.evidence.tee.amd_roots import ARK_GENOA, ARK_MILAN, ARK_TU
 from quotary_verifier.evidence.tee.shape import require_valid
 from quotary_verifier.pki.anchors import UNREADABLE
 from quotary_verifier.pki.der import elements, header
-from quotary_verifier.pki.revocation import Revocation, check_revocation, read_crl
+from quotary_verifier.pki.revocation import Revocation, check_revocation, made_by, read_crl
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_CERTIFICATE
 
@@ -273,7 +273,8 @@ def verify_amd_path(
     `issuer`: its ASK or ASVK. `crls`: of the ARK (DER), as many as there are; they list ASKs and ASVKs only, and tell
     whether the issuer was revoked by the time `at`. Whether the path is valid then, `AmdPath.require_valid` tells once
     what its leaf signed was verified.
-    MalformedError, or EvidenceError where a name, signature or the ARK does not fit, or the issuer was revoked.
+    MalformedError, or EvidenceError where a name, signature or the ARK does not fit, a CRL is by somebody else, or the
+    issuer was revoked.
     """
     generation, kind = expected
     ark = roots.arks.get(generation)
@@ -302,6 +303,8 @@ def _revocation(
     if len(crls) > _MAX_CRLS:
         raise MalformedError(f"{len(crls)} crls, at most {_MAX_CRLS} are allowed")
     lists = [read_crl(der) for der in crls]
+    if not all(made_by(one, ark.certificate) for one in lists):
+        raise EvidenceError(f"a crl that stands beside the certificates was not made by {ark.name}")
     state = check_revocation((issuer.certificate, ark.certificate), lists, at).state
     if state is Revocation.REVOKED:
         raise EvidenceError(f"the certificate of {issuer.name} was revoked")

@@ -6,6 +6,7 @@ The PCK certificate's extension says which platform it is and at which TCB its k
 
 from __future__ import annotations
 
+import binascii
 import functools
 import re
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from cryptography.x509.verification import (
 )
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.evidence.tee.device_pki import read_certificate
 from quotary_verifier.evidence.tee.intel_root import SGX_ROOT
 from quotary_verifier.evidence.tee.maker_root import MakerRoot
 from quotary_verifier.evidence.tee.shape import require_valid
@@ -47,6 +49,7 @@ _OID: Final = b"\x06"
 _NUMBERS: Final = (0x02, 0x0A)  # INTEGER, ENUMERATED
 _OCTETS: Final = 0x04
 _COMPONENTS: Final = 16
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 _PEM: Final = re.compile(
     rb"(?:-----BEGIN CERTIFICATE-----\r?\n(?:[A-Za-z0-9+/=]++\r?\n)++-----END CERTIFICATE-----[\r\n]*+)++\0*+",
     re.ASCII,
@@ -160,10 +163,19 @@ def read_chain(pem: bytes) -> list[x509.Certificate]:
         raise MalformedError(f"a certificate chain of {len(pem)} bytes is too large")
     if not _PEM.fullmatch(pem):
         raise MalformedError("a certificate chain is not a sequence of certificates in pem")
+    return [read_certificate(_unarmoured(block)) for block in pem.split(_BEGIN)[1:]]
+
+
+def _unarmoured(block: bytes) -> bytes:
+    """The DER of a certificate in PEM, as what stands behind its first line. MalformedError."""
+    text = block.partition(_END)[0].translate(None, b"\r\n")
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except UNREADABLE as error:
-        raise MalformedError(f"a certificate chain cannot be read: {error}") from None
+        der = binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        der = b""
+    if binascii.b2a_base64(der, newline=False) != text:  # bits behind the last byte, that would not be read
+        raise MalformedError("a certificate of a chain is not base64 in its one spelling")
+    return der
 
 
 def path_revocation(

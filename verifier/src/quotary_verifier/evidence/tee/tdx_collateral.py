@@ -25,6 +25,7 @@ from quotary_verifier.evidence.tee.intel_pki import (
     IntelRoot,
     Pck,
     path_revocation,
+    read_chain,
     verify_intel_path,
 )
 from quotary_verifier.evidence.tee.tdx_quote import QeReport, TdxBody, TdxQuote
@@ -153,6 +154,8 @@ def verify_collateral(
         UnsupportedError: the collateral is of an unknown version.
     """
     root_crl, pck_crl = read_crl(collateral.root_ca_crl), read_crl(collateral.pck_crl)
+    if tuple(read_chain(collateral.pck_crl_issuer_chain)) not in (path.chain[1:], path.chain[1:-1]):
+        raise EvidenceError("the chain beside the crl of pcks is not that of the pck's issuer")
     documents, paths, states = [], [], []
     for text, signature, chain, what in (
         (
