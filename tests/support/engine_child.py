@@ -12,37 +12,15 @@ attestation is one line of hexadecimal digits on stdout. In the folder LOGS are 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 from agents import WORKLOAD
+from crashing import Crash, attest_all
 
-from quotary_attest.agent import Agent, BootLogSettings, NewOutput, World
+from quotary_attest.agent import Agent, BootLogSettings, World
 from quotary_attest.state import read_identity
 from quotary_attest.tpm.root import TpmOptions, open_root
-from quotary_verifier.wire.declaration import Declaration, Service
-
-TOLD = Declaration.of([Service(("/v1/chat/completions",))])
-
-
-class Crash:
-    """Counts one crash point and ends the process at it."""
-
-    def __init__(self, point: str, skip: int) -> None:
-        self._point = point
-        self._starting = skip < 0
-        self._left = -1 - skip if self._starting else skip
-        self.started = False
-
-    def __call__(self, name: str) -> None:
-        if name != self._point or not (self._starting or self.started):
-            return
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._left -= 1
 
 
 async def main(tcti: str, folder: Path, point: str, skip: int, bodies: int, logs: Path) -> None:
@@ -54,15 +32,7 @@ async def main(tcti: str, folder: Path, point: str, skip: int, bodies: int, logs
         folder, root=root, workload=WORKLOAD, world=World(crash=crash), boot_logs=boot_logs
     )
     crash.started = True
-    if not bodies:
-        await agent.declare(TOLD)
-    for number in range(bodies):
-        body = sha256(b"output %d" % number).digest()
-        delivered = await agent.submit(NewOutput(agent.new_output_id(), {"body": body}, alias=body))
-        print(delivered.encoded.hex(), flush=True)
-    while agent.store.unsynced or agent.store.applied < agent.store.size:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)  # an idle agent syncs by itself
-    await agent.close()
+    await attest_all(agent, bodies)
 
 
 if __name__ == "__main__":
