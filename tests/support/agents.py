@@ -19,6 +19,7 @@ from tpms import Tpm
 
 from quotary_attest.agent import Agent, World
 from quotary_attest.bootlogs import IMA_LOG, NO_BOOT_LOGS, BootLogSettings
+from quotary_attest.engine.endorsing import Endorsing
 from quotary_attest.engine.further import FurtherRoot
 from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import Store
@@ -95,6 +96,7 @@ async def start(
     deadline: float = 20.0,
     boot_logs: BootLogSettings = NO_BOOT_LOGS,
     roots: Sequence[FurtherRoot] = (),
+    endorsing: Endorsing | None = None,
     tee_roots: TeeRoots | None = None,
 ) -> Agent:
     """Start an agent over a state folder."""
@@ -110,6 +112,7 @@ async def start(
         world=world or World(sleep=Naps()),
         boot_logs=boot_logs,
         roots=roots,
+        endorsing=endorsing,
         tee_roots=tee_roots,
     )
 

@@ -250,10 +250,11 @@ class Forge:
     certificate: bytes | None = None
     counter: bytes = field(default_factory=nv_counter)
     tees: tuple[TeeRoot, ...] = ()
+    endorsements: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.public = ec_public(self.ak, self.attributes)
-        self.parent = b"\x00\x0b" + hashlib.sha256(b"parent").digest()
+        self.public = self.area()
+        self.parent = self.ak_parent()
         self.genesis = Genesis(
             salt=b"g" * 16,
             time=NOW * 1000 - 86_400_000,
@@ -265,6 +266,23 @@ class Forge:
         self.origin = origin_of(self.host, self.genesis_record)
         if self.certificate is None:
             self.certificate = self.authority.issue(self.ak.public_key(), self.host, self.origin)
+
+    def area(self) -> bytes:
+        """The AK as TPMT_PUBLIC."""
+        return ec_public(self.ak, self.attributes)
+
+    def ak_parent(self) -> bytes:
+        """Item 6 of the genesis record."""
+        return b"\x00\x0b" + hashlib.sha256(b"parent").digest()
+
+    def signer_name(self) -> bytes:
+        """The qualified name of the AK."""
+        parent_qn = qualified_name(hierarchy_qn(RH_ENDORSEMENT), self.parent)
+        return qualified_name(parent_qn, parse_public(self.public).name)
+
+    def sign(self, attest: bytes) -> bytes:
+        """The AK's TPMT_SIGNATURE."""
+        return sign_tpm(self.signer or self.ak, attest)
 
     def events(self) -> list[bytes]:
         """The workload log in full: agent, model, engine and the separator."""
@@ -301,10 +319,8 @@ class Forge:
         for content in log:
             value = chain_extend(value, content_digest(content))
         values[self.workload_pcr] = value
-        name = parse_public(self.public).name
-        parent_qn = qualified_name(hierarchy_qn(RH_ENDORSEMENT), self.parent)
         return Quote(
-            signer=qualified_name(parent_qn, name),
+            signer=self.signer_name(),
             extra_data=digest,
             pcr_digest=hashlib.sha256(b"".join(values[pcr] for pcr in range(16))).digest(),
         )
@@ -321,7 +337,7 @@ class Forge:
         digest = commit_digest(self.origin, self.first, text)
         quote = replace(self.quote(digest, self.events()), **quote_fields)
         attest = quote.encode()
-        evidence = pack_evidence(attest, sign_tpm(self.signer or self.ak, attest))
+        evidence = pack_evidence(attest, self.sign(attest))
         spki = parse_public(self.public).to_spki_der()
         tees = [make(digest, hashlib.sha256(self.genesis_record).digest()) for make in self.tees]
         lines = (
@@ -334,13 +350,14 @@ class Forge:
                 for tee, support in tees
             ),
         )
-        assert self.certificate is not None
+        certificates = () if self.certificate is None else (self.certificate,)
         support = TpmSupport(
             identifier=IDENTIFIER_TPM2_QUOTE,
             pcrs=dict(self.pcrs),
             chain_before=self.before,
-            certificates=(self.certificate,),
+            certificates=certificates,
             workload_log=reveal(self.events(), self.keep),
+            endorsements=self.endorsements,
         )
         return Attestation(
             record=octets,

@@ -24,14 +24,18 @@ ATTRIBUTES = 0x50472
 _PIECE = 256
 
 
-def template(kind: str = RSA, attributes: int = ATTRIBUTES) -> Any:
-    """TPM2B_PUBLIC of an attestation key as clouds make them."""
+def template(kind: str = RSA, attributes: int = ATTRIBUTES, unique: bytes = b"") -> Any:
+    """TPM2B_PUBLIC of an attestation key as clouds make them; an RSA key is another one for another `unique`."""
     none = lib.TPMT_SYM_DEF_OBJECT(algorithm=lib.TPM2_ALG.NULL)
     if kind == RSA:
         any_sig = lib.TPMU_ASYM_SCHEME(anySig=lib.TPMS_SCHEME_HASH(hashAlg=lib.TPM2_ALG.SHA256))
         scheme = lib.TPMT_RSA_SCHEME(scheme=lib.TPM2_ALG.RSASSA, details=any_sig)
         details = lib.TPMS_RSA_PARMS(symmetric=none, scheme=scheme, keyBits=2048, exponent=0)
-        kinds = {"type": lib.TPM2_ALG.RSA, "parameters": lib.TPMU_PUBLIC_PARMS(rsaDetail=details)}
+        kinds = {
+            "type": lib.TPM2_ALG.RSA,
+            "parameters": lib.TPMU_PUBLIC_PARMS(rsaDetail=details),
+            "unique": lib.TPMU_PUBLIC_ID(rsa=unique),
+        }
     else:
         any_sig = lib.TPMU_ASYM_SCHEME(anySig=lib.TPMS_SCHEME_HASH(hashAlg=lib.TPM2_ALG.SHA384))
         ecc = lib.TPMT_ECC_SCHEME(scheme=lib.TPM2_ALG.ECDSA, details=any_sig)
@@ -52,12 +56,13 @@ def put_key(
     hierarchy: Any = lib.ESYS_TR.ENDORSEMENT,
     auth: bytes = b"",
     attributes: int = ATTRIBUTES,
+    unique: bytes = b"",
 ) -> Public:
     """Make a primary and keep it at a handle, in the place of the key that is there."""
     with Connection(tpm.tcti) as connection, connection.scope() as scope:
         sensitive = lib.TPM2B_SENSITIVE_CREATE(lib.TPMS_SENSITIVE_CREATE(userAuth=auth))
         made, public, *_ = connection.commands.create_primary(
-            sensitive, template(kind, attributes), hierarchy
+            sensitive, template(kind, attributes, unique), hierarchy
         )
         scope.key(made)
         put_away(tpm, connection, handle)

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from quotary_attest.bootlogs import IMA_LOG, BootLogSettings
+from quotary_attest.engine.endorsing import AkEndorsements, Endorsing
 from quotary_attest.engine.errors import (
     AgentError,
     Busy,
@@ -71,6 +72,7 @@ class Agent:
         metrics: Metrics = NO_METRICS,
         boot_logs: BootLogSettings | None = None,
         roots: Sequence[FurtherRoot] = (),
+        endorsing: Endorsing | None = None,
         tee_roots: TeeRoots | None = None,
     ) -> None:
         """Describe an agent for the origin in `folder`; `open` starts it.
@@ -79,7 +81,7 @@ class Agent:
         operator's word that a chain PCR which somebody else extended is no reason to stop. `boot_logs` says which
         logs of the boot commits name, by default the kernel's; a `root` that is given follows an IMA log of its own.
         `roots` bind commits beside the TPM, or in its place, are open, and are closed with the agent; their evidence
-        has to verify under `tee_roots`, by default the makers'.
+        has to verify under `tee_roots`, by default the makers'. `endorsing` finds what hardware says of the AK.
         """
         self._folder, self._tpm, self._root = folder, tpm, root
         self._workload, self._resume = workload or Workload(), resume
@@ -87,6 +89,7 @@ class Agent:
         self._metrics = metrics
         self._boot_logs = boot_logs or BootLogSettings()
         self._roots, self._tee_roots = tuple(roots), tee_roots
+        self._endorsing = endorsing
         self._parts: tuple[Host, Engine, Stored] | None = None
         self._closed = False
 
@@ -102,6 +105,7 @@ class Agent:
         max_queue: int = MAX_QUEUE,
         boot_logs: BootLogSettings | None = None,
         roots: Sequence[FurtherRoot] = (),
+        endorsing: Endorsing | None = None,
         tee_roots: TeeRoots | None = None,
     ) -> Agent:
         """Return an agent that runs already, on open roots. Arguments as for the class, errors as for `open`."""
@@ -114,6 +118,7 @@ class Agent:
             max_queue=max_queue,
             boot_logs=boot_logs,
             roots=roots,
+            endorsing=endorsing,
             tee_roots=tee_roots,
         )
         await agent.open()
@@ -158,7 +163,9 @@ class Agent:
             store = await asyncio.to_thread(Store.open, state.log)
             if root is None:
                 return TeeHost(state, identity, store, self._world, self._metrics, further)
-            return TpmHost(state, identity, store, root, self._world, self._metrics, self._boot_logs, further)
+            known = AkEndorsements(self._endorsing, self._world.now, self._tee_roots)
+            logs, metrics = self._boot_logs, self._metrics
+            return TpmHost(state, identity, store, root, self._world, metrics, logs, further, known)
         except BaseException:
             await close_all(self._roots)
             if state is not None:

@@ -13,7 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from quotary_verifier.wire.tee_support import Endorsements
+    from quotary_verifier.wire.tpm_public import Public
 
 QUOTED_PCRS = tuple(range(16))
 """Every quote covers these PCRs of the SHA-256 bank: all that only a reboot resets."""
@@ -179,6 +183,25 @@ class EvidenceRoot(Protocol):
 
     async def close(self) -> None:
         """Give back whatever is held. Never raises; calling it twice is fine."""
+        ...
+
+
+@runtime_checkable
+class AkEndorser(Protocol):
+    """Finds what hardware says of the AK that a `Root` quotes with: Azure's paravisor and the processor under it.
+
+    It binds no commit. The line over each commit is the AK's own, `Root.commit` its only `bind`.
+    """
+
+    async def endorse(self, root: Root, ak: Public) -> Endorsements:
+        """Return what vouches for `ak` now, by name, as it stands in the TPM's support (docs/spec/tee.md).
+
+        Raises RootError, with a hint where an operator can act.
+        """
+        ...
+
+    def describe(self) -> str:
+        """Say in a few words what this is and where it is reached, for status and doctor; no I/O."""
         ...
 
 

@@ -19,13 +19,14 @@ from quotary_verifier.logs.workload import TYPE_AGENT, TYPE_ENGINE, TYPE_SEPARAT
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.attestation import KIND_ATTESTATION, TpmSupport
 from quotary_verifier.wire.bindings import ZERO
-from quotary_verifier.wire.tee_support import TeeSupport
+from quotary_verifier.wire.tee_support import Endorsements, TeeSupport
 
 _MAP: Final = 0xA0
 _BYTES: Final = 0x40
 _HEAD: Final = bytes((0, KIND_ATTESTATION, 1, 1, 2))
 _REQUEST_KEY: Final = bytes((8, 0x58, 32))
 _FIELDS: Final = 8
+_NOTHING: Final[Endorsements] = MappingProxyType({})
 _NO_LOGS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 
@@ -148,8 +149,9 @@ def support_of(
     chain_before: bytes,
     own_pcrs: tuple[int, int],
     certificates: Sequence[bytes],
+    endorsements: Endorsements = _NOTHING,
 ) -> TpmSupport:
     """Return a TPM support without its workload log. `own_pcrs` are the chain and the workload PCR, whose values
-    follow from other fields and are left out, as zeros are."""
+    follow from other fields and are left out, as zeros are; `endorsements` are those of the AK."""
     pcrs = {pcr: value for pcr, value in quote.pcrs.items() if value != ZERO and pcr not in own_pcrs}
-    return TpmSupport(identifier, pcrs, chain_before, tuple(certificates))
+    return TpmSupport(identifier, pcrs, chain_before, tuple(certificates), endorsements=endorsements)

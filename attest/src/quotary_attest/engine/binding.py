@@ -106,9 +106,10 @@ class TpmBinder:
         logs = host.boot_logs.named(quote)
         identifier = host.root.identifier
         line = HardwareLine(identifier, batch.first, quote.evidence)
-        support = support_of(identifier, quote, batch.before, host.own_pcrs, host.certificates)
-        blob = self._epochs.current.blob
-        stored = CommitSupport(identifier, support.pcrs, batch.before, host.certificate_names, blob)
+        own, known = host.own_pcrs, host.endorsements
+        support = support_of(identifier, quote, batch.before, own, host.certificates, known.parts)
+        blob, pcrs = self._epochs.current.blob, support.pcrs
+        stored = CommitSupport(identifier, pcrs, batch.before, host.certificate_names, blob, known.names)
         return OwnPart(
             Position(batch.digest, quote.clock.boot, chain_extend(batch.before, batch.digest)),
             (encode_hardware_line(host.origin, host.ak_spki, line),),

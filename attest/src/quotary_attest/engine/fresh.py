@@ -38,7 +38,8 @@ async def fresh_quote(host: Host, engine: Engine, nonce: bytes, model: str | Non
     if model is not None and claim is None:
         raise NotServed(f"no model {model!r} is measured in the epoch in force")
     chain = quote.pcrs[host.tpm.chain_pcr]
-    support = support_of(host.root.identifier, quote, chain, host.own_pcrs, host.certificates)
+    own, known = host.own_pcrs, host.endorsements.parts
+    support = support_of(host.root.identifier, quote, chain, own, host.certificates, known)
     shown = epoch.view.reveal(None if claim is None else claim.event)
     whole = replace(support, workload_log=shown)
     return FreshQuote(nonce, host.genesis_record, quote.evidence, whole).encode()

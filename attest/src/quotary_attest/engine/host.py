@@ -16,11 +16,12 @@ from nacl.signing import SigningKey
 
 from quotary_attest.bootlogs import NO_BOOT_LOGS, BootLogSettings
 from quotary_attest.engine.bootlogs import BootLogs, Named
+from quotary_attest.engine.endorsing import AkEndorsements
 from quotary_attest.engine.further import FurtherRoots
 from quotary_attest.engine.outputs import Random, RandomPool, wall_clock
 from quotary_attest.log.store import Store
 from quotary_attest.metrics import NO_METRICS, Metrics
-from quotary_attest.roots import Root
+from quotary_attest.roots import Root, RootError, RootGone
 from quotary_attest.state import HostIdentity, StateError, StateFolder, read_certificates
 from quotary_verifier.evidence.tpm_keys import AttestationKey, attestation_key
 from quotary_verifier.wire.records import TpmIdentity
@@ -127,6 +128,9 @@ class Host:
     async def load_certificates(self) -> None:
         """Do nothing where no attestation key is there to be certified."""
 
+    async def renew_endorsements(self) -> None:
+        """Do nothing where no attestation key is there to be endorsed."""
+
     async def close(self) -> None:
         """Close roots, log and folder, in that order; what is applied is synced first."""
         await self.further.close()
@@ -156,6 +160,7 @@ class TpmHost(Host):
         metrics: Metrics = NO_METRICS,
         boot_logs: BootLogSettings = NO_BOOT_LOGS,
         further: FurtherRoots | None = None,
+        endorsements: AkEndorsements | None = None,
     ) -> None:
         super().__init__(folder, identity, store, world, metrics, further)
         tpm = identity.genesis.tpm
@@ -166,6 +171,7 @@ class TpmHost(Host):
         self.ak: AttestationKey = attestation_key(parse_public(tpm.ak), tpm.ak_parent)
         self.ak_spki = self.ak.public.to_spki_der()
         self.root = root
+        self.endorsements = endorsements or AkEndorsements()
         self._carries = boot_logs.carried
         self.boot_logs = BootLogs(boot_logs, store, (tpm.chain_pcr, tpm.workload_pcr), world.crash)
 
@@ -190,6 +196,19 @@ class TpmHost(Host):
         self.certificates, self.certificate_names = found, names
         leaf = x509.load_der_x509_certificate(found[0]) if found else None
         self.certificate_expiry = None if leaf is None else int(leaf.not_valid_after_utc.timestamp())
+
+    async def find_endorsements(self) -> None:
+        """Look for what hardware says of the AK in this boot. Raises as `AkEndorsements.find`."""
+        await self.endorsements.find(self.root, self.ak.public, self.store.put_blob)
+
+    async def renew_endorsements(self) -> None:
+        """Look again for what hardware says of the AK. Raises StateError where nothing is found, RootGone, StoreError."""
+        try:
+            await self.endorsements.renew(self.root, self.ak.public, self.store.put_blob)
+        except RootGone:
+            raise
+        except RootError as error:  # no reason to stop: what there was holds on
+            raise StateError(str(error), hint=error.hint) from error
 
     async def close(self) -> None:
         """Close roots, log and folder, in that order; what is applied is synced first."""

@@ -136,8 +136,12 @@ class Engine:
         await self._do(lambda: in_turn(self._quiet, job, self._apply))
 
     async def reload_certificates(self) -> None:
-        """Take up newly installed certificates for the commits that follow. Raises StateError, Unavailable."""
+        """Take up newly installed certificates, and what newly endorses the AK, for the commits that follow.
+
+        Raises StateError, RootError, StoreError, Unavailable; what cannot be taken up leaves what was there.
+        """
         await self._do(self.host.load_certificates)
+        await self._do(self.host.renew_endorsements)
 
     @property
     def queued(self) -> int:

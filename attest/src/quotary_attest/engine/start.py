@@ -159,6 +159,7 @@ class TpmStarter:
         host = self.host
         self._begun, self._workload, self._resume = False, workload, resume
         await self._check_counter()
+        await host.find_endorsements()
         await host.files.run(host.boot_logs.begin)
         platform = await host.root.platform()
         last = await host.files.run(lambda: last_position(host))

@@ -45,10 +45,11 @@ def _on_tpm(host: TpmHost, engine: Engine) -> dict[str, Any]:
         "workload_pcr": host.tpm.workload_pcr,
         "starts": host.state.read_starts(),
         "boot_logs": host.boot_logs.status(),
+        "ak_endorsement": host.endorsements.status(),
     }
 
 
 def _without_tpm() -> dict[str, Any]:
     """The same keys, and what an operator has to know."""
-    absent = dict.fromkeys(("boot", "chain", "chain_pcr", "workload_pcr", "starts"))
+    absent = dict.fromkeys(("boot", "chain", "chain_pcr", "workload_pcr", "starts", "ak_endorsement"))
     return {"tpm": "none", "weaker": _NO_TPM, **absent, "boot_logs": {}}

@@ -17,7 +17,7 @@ from quotary_verifier.logs.cel import parse_log
 from quotary_verifier.wire.attestation import TpmSupport
 from quotary_verifier.wire.history import CommitSupport, CommitTeeSupport
 from quotary_verifier.wire.records import Genesis, Output, Statement
-from quotary_verifier.wire.tee_support import TeeSupport
+from quotary_verifier.wire.tee_support import Endorsements, TeeSupport
 
 _VIEWS: Final = 8
 
@@ -75,13 +75,20 @@ class Stored:
 
     def _support(self, stored: CommitSupport) -> TpmSupport:
         certificates = self._host.certificates or tuple(map(self._host.store.blob, stored.certificates))
-        return TpmSupport(stored.identifier, stored.pcrs, stored.chain_before, certificates)
+        return TpmSupport(
+            stored.identifier,
+            stored.pcrs,
+            stored.chain_before,
+            certificates,
+            endorsements=self._endorsements(stored.endorsements),
+        )
 
     def _tee(self, stored: CommitTeeSupport) -> TeeSupport:
+        return TeeSupport(stored.identifier, self._endorsements(stored.endorsements))
+
+    def _endorsements(self, names: Endorsements) -> Endorsements:
         blob = self._host.store.blob
-        return TeeSupport(
-            stored.identifier, {name: tuple(map(blob, named)) for name, named in stored.endorsements.items()}
-        )
+        return {name: tuple(map(blob, named)) for name, named in names.items()}
 
     def _view(self, named: tuple[bytes, int] | None = None) -> WorkloadView:
         if named is None or self._pcr is None:

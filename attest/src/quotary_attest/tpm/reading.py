@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from quotary_attest.tpm.errors import TpmConflict, TpmMissing, TpmUnsupported
 from quotary_attest.tpm.model import TpmProperties
 from quotary_attest.tpm.templates import pcr_selection
 from quotary_attest.tpm.tss import lib
+from quotary_verifier.wire.tpm_algorithms import ALG_SHA256, digest
 
 _PT_MANUFACTURER = 0x105
 _PT_VENDOR = range(0x106, 0x10A)
@@ -65,9 +65,9 @@ def _selected(selection: Any) -> list[int]:
     return numbers
 
 
-def pcr_digest(pcrs: Mapping[int, bytes]) -> bytes:
-    """What a quote with a SHA-256 key says over PCRs 0-15: the hash of their values in order."""
-    return hashlib.sha256(b"".join(pcrs[pcr] for pcr in QUOTED_PCRS)).digest()
+def pcr_digest(pcrs: Mapping[int, bytes], hash_alg: int = ALG_SHA256) -> bytes:
+    """What a quote says over PCRs 0-15: the hash of their values in order, by the hash of the key's signatures."""
+    return digest(hash_alg, b"".join(pcrs[pcr] for pcr in QUOTED_PCRS))
 
 
 def read_clock(connection: Connection) -> ClockReading:

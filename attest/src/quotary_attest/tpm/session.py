@@ -31,6 +31,7 @@ from quotary_attest.tpm.reading import pcr_digest, read_clock, read_pcrs
 from quotary_attest.tpm.templates import COUNTER_SIZE, pcr_selection, sha256_digest
 from quotary_attest.tpm.tss import lib
 from quotary_verifier.errors import QuotaryError
+from quotary_verifier.evidence.tpm_keys import check_ak
 from quotary_verifier.evidence.tpm_quote import verify_signature
 from quotary_verifier.wire.bindings import ZERO, chain_extend
 from quotary_verifier.wire.tpm import Attest, pack_evidence, parse_attest, parse_public, parse_signature
@@ -65,6 +66,7 @@ class Session:
         self._slept = suspended()
         self._gone = False
         self._ak = parse_public(identity.ak_public)
+        self._hash = check_ak(self._ak).hash_alg
         self._keys = load_keys(connection, identity, authorizations=authorizations)
         self._selection = pcr_selection(QUOTED_PCRS)
         self._scheme = lib.TPMT_SIG_SCHEME(scheme=lib.TPM2_ALG.NULL)
@@ -200,7 +202,7 @@ class Session:
         """
 
         def fits(values: Mapping[int, bytes]) -> bool:
-            return parsed.quote is not None and pcr_digest(values) == parsed.quote.pcr_digest
+            return parsed.quote is not None and pcr_digest(values, self._hash) == parsed.quote.pcr_digest
 
         predicted = self._known()
         if fits(predicted):

@@ -50,7 +50,8 @@ class HclReport:
 
     `hardware_type`: SNP or TDX. `hardware`: the SNP report, or the TDREPORT, which only its own machine can check.
     `text`: what the hardware's report data has to be the SHA-256 of. `ak`: SubjectPublicKeyInfo of the vTPM's
-    attestation key, an RSA key. `settings`: `vm-configuration`. `user_data`: 64 bytes that the guest wrote.
+    attestation key, an RSA key. `settings`: `vm-configuration`. `user_data`: 64 bytes that the guest wrote. `encoded`:
+    the report's bytes without the zeros that fill the NV index.
     """
 
     version: int
@@ -60,6 +61,7 @@ class HclReport:
     ak: bytes
     settings: Mapping[str, str | int | bool]
     user_data: bytes
+    encoded: bytes = b""
 
     @property
     def expected_report_data(self) -> bytes:
@@ -103,7 +105,8 @@ def parse_hcl_report(data: bytes) -> HclReport:
     if any(reader.rest()) or any(slot[len(hardware) :]):
         raise MalformedError("the hcl report has bytes where zeros are")
     fields = _json(text)
-    return HclReport(version, kind, hardware, text, _ak(fields), _settings(fields), _user_data(fields))
+    ak, settings, user_data = _ak(fields), _settings(fields), _user_data(fields)
+    return HclReport(version, kind, hardware, text, ak, settings, user_data, data[:size])
 
 
 def _json(text: bytes) -> dict[str, Any]:
