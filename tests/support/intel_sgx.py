@@ -76,18 +76,19 @@ def certificate(
     public: str = "",
     signer: str = "",
     path_length: int | None = None,
-    usage: bool = True,
+    usage: bool | x509.KeyUsage = True,
     extensions: tuple[tuple[x509.ExtensionType, bool], ...] = (),
     own_key: Any = None,
 ) -> x509.Certificate:
-    """A certificate; `public` and `signer` are roles of keys, by default the names."""
+    """A certificate; `public` and `signer` are roles of keys, by default the names. `usage`: fitting, or as given."""
     builder = x509.CertificateBuilder().subject_name(intel_name(subject)).issuer_name(intel_name(issuer))
     builder = builder.public_key((own_key or key(public or subject)).public_key())
     builder = builder.serial_number(serial or 1000 + len(subject))
     builder = builder.not_valid_before(NOW + timedelta(days[0])).not_valid_after(NOW + timedelta(days[1]))
     signs = ca if usage else not ca
     flags = (not signs, not signs, False, False, False, bool(signs), bool(signs), False, False)
-    builder = builder.add_extension(x509.KeyUsage(*flags), critical=True)
+    uses = usage if isinstance(usage, x509.KeyUsage) else x509.KeyUsage(*flags)
+    builder = builder.add_extension(uses, critical=True)
     if ca is not None:
         builder = builder.add_extension(x509.BasicConstraints(ca, path_length), critical=True)
     issued_by = key(signer or issuer)

@@ -29,7 +29,7 @@ from quotary_verifier.evidence.tee.intel_pki import (
     verify_intel_path,
 )
 from quotary_verifier.evidence.tee.tdx_quote import QeReport, TdxBody, TdxQuote
-from quotary_verifier.pki.revocation import Revocation, read_crl
+from quotary_verifier.pki.revocation import Revocation, made_by, read_crl
 from quotary_verifier.wire.frozen import frozen
 
 MAX_JSON: Final = 1 << 20
@@ -156,6 +156,9 @@ def verify_collateral(
     root_crl, pck_crl = read_crl(collateral.root_ca_crl), read_crl(collateral.pck_crl)
     if tuple(read_chain(collateral.pck_crl_issuer_chain)) not in (path.chain[1:], path.chain[1:-1]):
         raise EvidenceError("the chain beside the crl of pcks is not that of the pck's issuer")
+    for crl, issuer in ((pck_crl, path.chain[1]), (root_crl, path.chain[2])):
+        if not made_by(crl, issuer):
+            raise EvidenceError("a crl of the tdx collateral was not made by whom it has to be of")
     documents, paths, states = [], [], []
     for text, signature, chain, what in (
         (
