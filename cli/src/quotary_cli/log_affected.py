@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from quotary_cli.auditing import Wanted, audit_source
-from quotary_cli.auditview.facts import headline, instant, number, plural, run_of
+from quotary_cli.auditview.facts import headline, hint_of, instant, number, plural, run_of
 from quotary_cli.auditworkers import reading
 from quotary_cli.keys_lost import Affected, LostKey, affected, read_key
 from quotary_cli.log_query import outputs_in, worst
@@ -150,4 +150,4 @@ def _lines(item: Found, since: int) -> Iterator[str]:
         for name, known, leaf in item.outputs:
             yield f"  {known or 'record':<52}  leaf {number(leaf)}  {clean(name)}"
     if item.exit_code != ExitCode.OK:
-        yield f"  note: {headline(item.report)} `attest audit` tells more"
+        yield f"  note: {headline(item.report)} {hint_of(item.report) or '`attest audit` tells more'}"

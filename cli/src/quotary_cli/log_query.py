@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from quotary_cli.auditing import Wanted, audit_source, named_files
-from quotary_cli.auditview.facts import STATUSES, headline, lasting, number, plural, run_of
+from quotary_cli.auditview.facts import STATUSES, headline, hint_of, lasting, number, plural, run_of
 from quotary_cli.auditworkers import reading
 from quotary_cli.logsource import open_source
 from quotary_cli.moments import parse_time
@@ -208,7 +208,8 @@ def _lines(asked: Asked, *, everything: bool) -> Iterator[str]:
     origin = asked.source if asked.report.log is None else asked.report.log.origin
     yield f"{clean(origin)}  {plural(asked.leaves, 'leaf fits', 'leaves fit')}, times by the host's clock in UTC"
     if asked.worth != ExitCode.OK:
-        yield f"  note     {headline(asked.report)} `attest audit` tells more"
+        hint = hint_of(asked.report)
+        yield f"  note     {headline(asked.report)} {hint or '`attest audit` tells more'}"
     if asked.unlogged:
         boots = ", ".join(str(number) for number in asked.unlogged[:_SHOWN])
         more = f" and {len(asked.unlogged) - _SHOWN} more" if len(asked.unlogged) > _SHOWN else ""

@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from served_logs import Answer, answering, serving, serving_files
 
 from quotary_cli.logsource import SourceFailed, SourceMissing, SourceTooLarge, open_source
+from quotary_cli.main import run
 from quotary_cli.output import ExitCode
 from quotary_cli.sources.http import HttpSource, url_source
 from quotary_cli.sources.paths import parse_path
@@ -269,6 +270,28 @@ def test_what_is_no_log_is_named_with_what_would_be(tmp_path: Path) -> None:
     with pytest.raises(SourceFailed, match="no log is there") as refused:
         open_source(str(tmp_path / "nothing"))
     assert (refused.value.code, "https://" in refused.value.hint) == (ExitCode.USAGE, True)
+
+
+@pytest.mark.parametrize("command", [("audit",), ("log", "query"), ("log", "show"), ("log", "export")])
+def test_where_no_log_is_every_command_says_what_was_expected(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'schema = "quotary-policy/v1"\n[[pin]]\norigin = "host.example/{"a" * 32}"\n')
+    more = {"log show": [], "log export": [str(tmp_path / "a.tar")]}
+    (tmp_path / "empty").mkdir()
+    with serving_files({}, "/log/") as served:
+        for place in (str(tmp_path / "empty"), f"{served.url}/x"):
+            words = [*command, place, *more.get(" ".join(command), ["-p", str(policy)])]
+            assert run(words) == ExitCode.NOT_CHECKED
+            shown = "".join(capsys.readouterr())
+            assert "there is no checkpoint" in shown or command == ("log", "query")
+            assert "https://HOST/quotary/v1/" in shown
+    (tmp_path / "text").write_text("hello")
+    for name in ("text", "policy.toml"):
+        words = [*command, str(tmp_path / name), *more.get(" ".join(command), ["-p", str(policy)])]
+        assert run(words) == ExitCode.USAGE
+        assert "attest log export" in capsys.readouterr().err
 
 
 def test_threads_have_connections_of_their_own() -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Final
 
+from quotary_cli.sources.base import EXPECTED
 from quotary_verifier.audit.findings import Code, Finding, Place, Severity
 from quotary_verifier.audit.report import AuditedModel, AuditReport, Period, Span
 
@@ -31,6 +32,14 @@ OUTCOMES: Final = {
     "could-not-check": "could not be checked",
 }
 HOST_CLOCK: Final = "the host's clock, which is the host's word"
+
+
+def hint_of(report: AuditReport) -> str:
+    """What to do where an audit could not begin because no log is where it was asked to look; else nothing."""
+    first = report.findings[0] if report.log is None and report.findings else None
+    if first is None or (first.code, first.severity) != (Code.CHECKPOINT, Severity.COULD_NOT):
+        return ""
+    return EXPECTED if first.where.path == "checkpoint" else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from quotary_cli.auditview.facts import (
     changes,
     groups,
     headline,
+    hint_of,
     instant,
     lasting,
     model_runs,
@@ -59,6 +60,8 @@ def audit_lines(report: AuditReport, name: str, *, everything: bool = False) -> 
     yield f"{_paint(OUTCOMES[report.outcome], report.outcome)}  {clean(name)}"
     yield f"  {headline(report)}"
     yield from _findings(report, everything)
+    if hint := hint_of(report):
+        yield f"  hint      {hint}"
     if report.log is not None:
         yield from _log(report, report.log)
     yield from _boots(report, everything)

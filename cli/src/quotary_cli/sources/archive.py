@@ -26,6 +26,8 @@ MAX_FILES: Final = 1 << 21
 """Files of one archive: a log of 2^28 leaves. Each costs some two hundred bytes of memory."""
 
 _SIZE_DIGITS: Final = 11
+_MAGIC: Final = slice(257, 262)
+_HINT: Final = "an archive is made by `attest log export`, and may have no other form (docs/spec/archive.md)"
 
 
 def header(name: str, size: int) -> bytes:
@@ -79,6 +81,8 @@ def places(file: BinaryIO, name: str, *, cut_off: bool = False) -> Iterator[Plac
     while True:
         file.seek(start)
         block = file.read(BLOCK)
+        if not start and not cut_off and (not length or (block.strip(b"\0") and block[_MAGIC] != b"ustar")):
+            raise _no_tar(name, length)
         if not block.strip(b"\0"):
             _check_end(file, name, start, length, cut_off=cut_off)
             return
@@ -130,8 +134,14 @@ def _bad(name: str, why: str) -> SourceFailed:
     return SourceFailed(
         f"{name}: not an archive of a log: {why}",
         code=ExitCode.REJECTED,
-        hint="an archive is made by `attest log export`, and may have no other form (docs/spec/archive.md)",
+        hint=_HINT,
     )
+
+
+def _no_tar(name: str, length: int) -> SourceFailed:
+    """A file that never was an archive is a slip of whoever named it, and says nothing of any log."""
+    why = "the file is empty" if not length else "it is no tar"
+    return SourceFailed(f"{name}: not an archive of a log: {why}", code=ExitCode.USAGE, hint=_HINT)
 
 
 class ArchiveSource(Source):

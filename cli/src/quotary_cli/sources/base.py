@@ -28,12 +28,20 @@ class SourceTooLarge(SourceFailed):
         self.path = path
 
 
+EXPECTED = (
+    "every log has its newest checkpoint in a file of that name: name the address or folder right above it (of an"
+    " agent's proxy https://HOST/quotary/v1/), an agent's socket (unix:…), or an archive"
+)
+"""What to do where something was named that is no log."""
+
+
 class SourceMissing(Failure):
     """Nothing stands at a path. The path is in `path`."""
 
     def __init__(self, path: str, name: str = "") -> None:
         where = f"{name}: " if name else ""
-        super().__init__(f"{where}there is no {path}", code=ExitCode.NOT_CHECKED)
+        hint = EXPECTED if path == "checkpoint" else ""
+        super().__init__(f"{where}there is no {path}", code=ExitCode.NOT_CHECKED, hint=hint)
         self.path = path
 
 
