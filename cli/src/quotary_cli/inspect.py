@@ -27,8 +27,8 @@ def inspect(file: Path, as_json: bool, as_cel: bool) -> None:
 
     Knows attestations, records, signed notes, TPM quotes, fresh quotes, workload logs, event logs of firmware (TCG,
     CCEL), IMA logs, history files, certificates, enrolment files, policies (also signed ones), response bodies that
-    carry an attestation, archives of logs, and the evidence of confidential hardware: SEV-SNP, TDX, Nitro,
-    Azure, NVIDIA, Arm CCA.
+    carry an attestation, archives of logs, the evidence of confidential hardware (SEV-SNP, TDX, Nitro, Azure,
+    NVIDIA, Arm CCA), and what was fetched to vouch for it.
     """
     if as_json and as_cel:
         raise click.UsageError("--json and --cel-json are two forms of output: give one")

@@ -50,6 +50,7 @@ from quotary_verifier.wire.records import (
 Content = dict[str, Any]
 _MAX = 64 * 1024 * 1024
 _TPM_MAGIC = b"\xffTCG"
+_SUPPORT_KEYS = {1, 6}
 _ENROLMENT = {
     20: "enrolment request",
     21: "enrolment challenge",
@@ -102,6 +103,10 @@ def _artefact(data: bytes) -> tuple[str, Content]:
     first = data[: cbor.item_end(data, 0, max_bytes=_MAX, what="artefact")]
     value = cbor.decode(first, max_bytes=_MAX, what="artefact")
     kind = value.get(cbor.KIND)
+    if kind is None and value.keys() == _SUPPORT_KEYS and len(first) == len(data):
+        from quotary_cli.teelines import support_file_view
+
+        return "TEE endorsements", support_file_view(value)
     if type(kind) is not int:
         raise MalformedError("an artefact's kind is not a number")
     if kind == KIND_COMMIT:

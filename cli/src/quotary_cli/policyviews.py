@@ -95,12 +95,13 @@ def _view(policy: Policy) -> Content:
 
 def _tee(rules: TeeRules) -> Content:
     """Show rules on TEE lines, by kind; None for a kind of which nothing is asked."""
-    roots = {name: root is not None for name, root in _fields(rules.roots)}
+    roots = {name: root is not None for name, root in _fields(rules.roots) if name != "cca"}
     kinds = {name: _plain(value) for name, value in _fields(rules) if name not in {"required", "roots"}}
     return {
         "required": sorted(rules.required),
         **kinds,
         "own_roots": sorted(name for name in roots if roots[name]),
+        "cca_platform_keys": [key.sha256.hex() for key in rules.roots.cca],
     }
 
 

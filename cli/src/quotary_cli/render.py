@@ -10,7 +10,7 @@ import click
 from quotary_cli.output import clean, style
 from quotary_verifier import CheckState, Outcome, Report, Step
 from quotary_verifier.recipe.steps import ORDER, TITLES
-from quotary_verifier.recipe.verdict import NOT_REACHED
+from quotary_verifier.recipe.verdict import NOT_REACHED, Claim
 
 _HEADS = {
     Outcome.VERIFIED: ("verified", "green"),
@@ -35,6 +35,7 @@ _HINTS = {
     Step.BOOT_LOGS: "a boot log was altered, or is of another boot than the one that the quote speaks for",
     Step.FRESHNESS: "name the nonce that you sent with the request (--nonce), or ask the host again",
     Step.PLATFORM: "the host booted other firmware or software than the policy lists",
+    Step.TEE: "`attest inspect` shows which roots the attestation has; [tee] of the policy says which it takes",
 }
 _MAIN_CLAIMS = (
     "host",
@@ -49,6 +50,7 @@ _MAIN_CLAIMS = (
     "matched",
     "statement",
     "boot",
+    "root",
 )
 
 
@@ -77,8 +79,15 @@ def render_report(name: str, report: Report, *, explain: bool) -> None:
 
 def _claims(report: Report, *, everything: bool) -> None:
     for claim in report.claims:
-        if everything or claim.name in _MAIN_CLAIMS:
+        if everything or _is_main(claim):
             click.echo(f"  {clean(claim.name):<15} {clean(str(claim.value))}  [{claim.source}]")
+
+
+def _is_main(claim: Claim) -> bool:
+    """Whether people see it at once: of each root what it contributes, how it was judged, and that it is open."""
+    _, _, kind = claim.name.partition("tee.")
+    open_to_host = kind.endswith(".debug") and claim.value is True
+    return claim.name in _MAIN_CLAIMS or (kind != "" and "." not in kind) or open_to_host
 
 
 def _steps(report: Report) -> None:

@@ -104,7 +104,8 @@ def collateral_of(data: bytes, fetch: Fetch, at: datetime, makers: Makers) -> Fo
         )
         return tdx_support(collateral), tdx
     raise UnsupportedError(
-        "no maker publishes collateral for such evidence: it is for sev-snp reports, tdx quotes and azure hcl reports"
+        "no maker publishes collateral for such evidence, but for sev-snp reports, tdx quotes and azure hcl reports: "
+        "nitro and nvidia evidence brings its own, and the key of an arm cca platform comes from who sold it"
     )
 
 

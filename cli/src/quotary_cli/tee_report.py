@@ -24,13 +24,15 @@ BOUND: Final = hashlib.sha512(b"quotary/tee-report/v1\n\0").digest()
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--tpm", default=DEFAULT_TPM, show_default=True, metavar="TSS", help="The vTPM, with azure.")
 @click.option("--privlevel", type=click.IntRange(0, 3), help="VMPL to ask as, with sev-snp.")
 @json_option
 def report(kind: str, file: Path, tpm: str, privlevel: int | None, as_json: bool) -> None:
     """Write evidence of this machine into FILE: a report, quote or document that binds nothing of anybody's.
+
+    KIND is sev-snp, tdx, nitro, nitro-tpm, nvidia, cca or azure.
 
     `attest inspect FILE` shows it, and `attest tee fetch-collateral FILE` asks its maker what vouches for it.
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from quotary_verifier.errors import MalformedError
+
 Content = dict[str, Any]
 
 _SNP_BYTES = 1184
@@ -13,7 +15,8 @@ _ECDSA_P384 = b"\x01\0\0\0"
 _TDX = (b"\x04\0\x02\0\x81\0\0\0", b"\x05\0\x02\0\x81\0\0\0")
 _COSE = b"\x84\x44\xa1\x01\x38\x22"
 _SPDM = b"\x11\xe0"
-_CCA = b"\xd9\x01\x8f"
+_CCA = (b"\xd9\x01\x8f", b"\xd9\x03\x8b")
+_SGX = (b"\x03\0\x02\0\0\0\0\0", b"\x04\0\x02\0\0\0\0\0", b"\x05\0\x02\0\0\0\0\0")
 
 
 def tee_view(data: bytes) -> tuple[str, Content] | None:
@@ -32,6 +35,8 @@ def tee_view(data: bytes) -> tuple[str, Content] | None:
         from quotary_cli.teeviews import tdx_view
 
         return "TDX quote", tdx_view(data)
+    if data[:8] in _SGX:
+        raise MalformedError("a quote of an sgx enclave, which is no evidence of a machine")
     if data.removeprefix(b"\xd2").startswith(_COSE):
         from quotary_cli.teeviews import nitro_view
 
@@ -44,7 +49,11 @@ def tee_view(data: bytes) -> tuple[str, Content] | None:
         from quotary_cli.teeviews import spdm_view
 
         return "NVIDIA device report", spdm_view(data)
-    if data[:3] == _CCA:
+    if data[2:4] == _SPDM:  # each report behind its length, which no longer exchange would fit
+        from quotary_cli.teeviews import nvidia_view
+
+        return "NVIDIA device reports", nvidia_view(data)
+    if data[:3] in _CCA:
         from quotary_cli.teeviews import cca_view
 
         return "Arm CCA token", cca_view(data)

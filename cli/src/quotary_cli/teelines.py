@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from quotary_cli.teekinds import tee_view
+from quotary_cli.teeviews import endorsements_view
 from quotary_verifier.errors import QuotaryError
 from quotary_verifier.evidence.tee.nvidia import split_reports
 from quotary_verifier.tlog.hardware import IDENTIFIER_NVIDIA, decode_hardware_line, hardware_key_id
@@ -34,11 +34,14 @@ def _support(attestation: Attestation, origin: str, support: TeeSupport) -> Cont
             content |= {"first": found.first, "evidence": _evidence(support.identifier, found.evidence)}
     except QuotaryError as error:
         content["error"] = str(error)
-    content["endorsements"] = {
-        name: [{"sha256": hashlib.sha256(part).hexdigest(), "bytes": len(part)} for part in parts]
-        for name, parts in support.endorsements.items()
-    }
+    content["endorsements"] = endorsements_view(support.endorsements)
     return content
+
+
+def support_file_view(value: Any) -> Content:
+    """Show a file of endorsements, as `attest tee fetch-collateral` keeps it. MalformedError if it is none."""
+    support = TeeSupport.read(value)
+    return {"identifier": support.identifier, "endorsements": endorsements_view(support.endorsements)}
 
 
 def _evidence(identifier: str, evidence: bytes) -> list[Content]:

@@ -3,18 +3,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from quotary_verifier.errors import UnsupportedError
+from quotary_cli.views import certificate_view, certificates_view
+from quotary_verifier.errors import MalformedError, QuotaryError, UnsupportedError
 from quotary_verifier.evidence.tee.azure_hcl import SNP, parse_hcl_report
 from quotary_verifier.evidence.tee.cca_token import parse_cca_token
+from quotary_verifier.evidence.tee.intel_pki import IntelPath, read_chain, read_pck
 from quotary_verifier.evidence.tee.nitro_document import parse_nitro_document
+from quotary_verifier.evidence.tee.nvidia import split_reports
 from quotary_verifier.evidence.tee.nvidia_spdm import parse_spdm_report
-from quotary_verifier.evidence.tee.snp_report import Policy, SnpReport, parse_snp_report, parse_tcb
+from quotary_verifier.evidence.tee.snp_report import (
+    PlatformInfo,
+    Policy,
+    SnpReport,
+    parse_snp_report,
+    parse_tcb,
+)
 from quotary_verifier.evidence.tee.tdx_quote import parse_tdx_quote
+from quotary_verifier.pki.anchors import UNREADABLE
+from quotary_verifier.pki.revocation import read_crl
 
 Content = dict[str, Any]
+
+_GUEST_POLICY = slice(0x08, 0x10)
+_DOCUMENT = ("id", "version", "issueDate", "nextUpdate", "fmspc", "pceId", "tcbEvaluationDataNumber")
 
 
 def snp_view(data: bytes) -> Content:
@@ -29,13 +46,18 @@ def snp_view(data: bytes) -> Content:
         "generation": "not said" if generation is None else generation.value,
         "signing_key": report.signing_key.value,
         "debug": bool(report.policy & Policy.DEBUG),
+        "migration_agent": bool(report.policy & Policy.MIGRATION_AGENT),
         "vmpl": report.vmpl,
         "guest_svn": report.guest_svn,
-        "policy": f"0x{int(report.policy):x}",
+        "policy": f"0x{int.from_bytes(data[_GUEST_POLICY], 'little'):x}",
         "platform_info": f"0x{int(report.platform_info):x}",
+        "smt": bool(report.platform_info & PlatformInfo.SMT),
+        "alias_check": bool(report.platform_info & PlatformInfo.ALIAS_CHECK_COMPLETE),
         "report_data": report.report_data.hex(),
         "measurement": report.measurement.hex(),
         "host_data": report.host_data.hex(),
+        "id_key": _set(report.id_key_digest),
+        "author_key": _set(report.author_key_digest),
         "chip_id": report.chip_id.hex() if any(report.chip_id) else "left out",
         "tcb": {name: _tcb(report, name) for name in ("current", "reported", "committed", "launch")},
     }
@@ -64,12 +86,25 @@ def tdx_view(data: bytes) -> Content:
         **{f"rtmr{number}": value.hex() for number, value in enumerate(body.rtmrs)},
         "mrseam": body.mr_seam.hex(),
         "mrconfigid": body.mr_config_id.hex(),
+        "mrowner": body.mr_owner.hex(),
+        "mrownerconfig": body.mr_owner_config.hex(),
+        "service_td": "none" if body.mr_service_td is None else _set(body.mr_service_td),
         "td_attributes": body.td_attributes.hex(),
         "xfam": body.xfam.hex(),
         "tee_tcb_svn": body.tee_tcb_svn.hex(),
+        **_platform(quote.chain),
         "sha256": quote.sha256.hex(),
         "trailing_bytes": quote.trailing,
     }
+
+
+def _platform(chain: bytes) -> Content:
+    """What the PCK certificate that came along says of the processor; it need not lead to Intel's root."""
+    try:
+        pck = read_pck(IntelPath(tuple(read_chain(chain))))
+    except QuotaryError as error:
+        return {"platform": f"cannot be read: {error}"}
+    return {"platform": pck.fmspc.hex(), "device": pck.ppid.hex()}
 
 
 def nitro_view(data: bytes) -> Content:
@@ -142,6 +177,57 @@ def cca_view(data: bytes) -> Content:
             for one in token.components
         ],
     }
+
+
+def nvidia_view(data: bytes) -> Content:
+    """Show the reports of several devices, each behind its length, as a line has them."""
+    return {"devices": [spdm_view(report) for report in split_reports(data)]}
+
+
+def endorsements_view(endorsements: Mapping[str, Sequence[bytes]]) -> Content:
+    """Show what stands beside evidence by name: certificates and lists with their dates, and digests of all."""
+    return {name: [_endorsement(part) for part in parts] for name, parts in endorsements.items()}
+
+
+def _endorsement(part: bytes) -> Content:
+    content: Content = {"sha256": hashlib.sha256(part).hexdigest(), "bytes": len(part)}
+    try:
+        if part[:1] == b"{":
+            return content | _document(part)
+        if part.startswith(b"-----BEGIN CERTIFICATE"):
+            return content | certificates_view(part)
+        if part[:1] == b"\x30":
+            return content | _certificate_or_crl(part)
+    except (QuotaryError, *UNREADABLE):  # it is shown by its digest
+        pass
+    return content
+
+
+def _certificate_or_crl(part: bytes) -> Content:
+    try:
+        return certificate_view(part)
+    except MalformedError:
+        crl = read_crl(part)
+    until = crl.next_update_utc
+    return {
+        "issuer": crl.issuer.rfc4514_string(),
+        "last_update": crl.last_update_utc.isoformat(),
+        "next_update": None if until is None else until.isoformat(),
+        "revoked": len(crl),
+    }
+
+
+def _document(part: bytes) -> Content:
+    """What Intel's documents say of themselves: which they are, for which platforms and until when."""
+    try:
+        fields = json.loads(part)
+    except (ValueError, RecursionError):
+        return {}
+    return {name: fields[name] for name in _DOCUMENT if isinstance(fields.get(name), (str, int))}
+
+
+def _set(value: bytes) -> str:
+    return value.hex() if any(value) else "none"
 
 
 def _hex(value: bytes | None) -> str | None:

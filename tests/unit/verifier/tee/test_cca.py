@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import cbor2
@@ -205,6 +206,11 @@ def test_no_byte_of_a_minted_token_can_be_altered(make: Any) -> None:
     for size in range(0, len(data), 7):
         with pytest.raises(QuotaryError):
             verified(data[:size])
+
+
+def test_a_platform_key_goes_to_other_processes() -> None:
+    key = platform_key()
+    assert verified(token(), pickle.loads(pickle.dumps(key))).signer.root_sha256 == key.sha256
 
 
 def test_a_realm_token_signed_by_another_key_is_refused() -> None:
