@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificate table that a host puts beside an SEV-SNP report (AMD 56421, GHCB, "SNP Extended Guest Request").
 
-Entries of 24 bytes, GUID, offset and length (little-endian), end with a zero GUID; certificates follow, DER or PEM.
-The host may put anything there, or nothing: what is taken from it is verified afterwards like any endorsement.
+Entries of 24 bytes, GUID (in the order of its text), offset and length (little-endian), end with a zero GUID;
+certificates follow, DER or PEM. The host may put anything there, or nothing, and under GUIDs that are not used here
+whatever it likes: what is taken from it is verified afterwards like any endorsement.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ VLEK: Final = bytes.fromhex("a8074bc2a25a483eaae639c045a0b8a1")
 ASK: Final = bytes.fromhex("4ab7b379bbac4fe4a02f05aef327c782")
 """Issuer of the leaf: the ASK of a VCEK, and the ASVK of a VLEK."""
 
+_CERTIFICATES: Final = frozenset({VCEK, VLEK, ASK})
 _ENTRY: Final = 24
 _END: Final = bytes(16)
 _PEM: Final = b"-----BEGIN "
 
 
 def certificates(table: bytes) -> dict[bytes, bytes]:
-    """Return GUID → certificate (DER) of a table; an empty table has none. TeeWrong if it is not of its form."""
+    """Return GUID → content of a table, certificates as DER; an empty table has none. TeeWrong if it is none."""
     found: dict[bytes, bytes] = {}
     for at in range(0, len(table), _ENTRY):
         entry = table[at : at + _ENTRY]
@@ -35,7 +37,8 @@ def certificates(table: bytes) -> dict[bytes, bytes]:
         start, size = (int.from_bytes(entry[place : place + 4], "little") for place in (16, 20))
         if len(entry) < _ENTRY or start + size > len(table) or guid in found:
             raise _wrong()
-        found[guid] = _der(table[start : start + size])
+        content = table[start : start + size]
+        found[guid] = _der(content) if guid in _CERTIFICATES else content
     if table:
         raise _wrong()
     return found

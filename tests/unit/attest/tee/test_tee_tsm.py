@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SEV-SNP and TDX by configfs-tsm: what a verifier gets, and every way in which it is spoilt."""
+"""SEV-SNP, TDX and Arm CCA by configfs-tsm: what a verifier gets, and every way in which it is spoilt."""
 
 from __future__ import annotations
 
 import base64
 import errno
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -298,6 +299,26 @@ def test_a_short_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.write", lambda _file, data: len(data) - 1)
     with pytest.raises(OSError, match="63 of 64"):
         files.write("one", "inblob", bytes(64))
+
+
+def test_guids_of_the_table_are_those_that_amd_publishes_in_the_order_of_their_text() -> None:
+    assert [str(uuid.UUID(bytes=guid)) for guid in (VCEK, VLEK, ASK)] == [
+        "63da758d-e664-4564-adc5-f4b93be8accd",
+        "a8074bc2-a25a-483e-aae6-39c045a0b8a1",
+        "4ab7b379-bbac-4fe4-a02f-05aef327c782",
+    ]
+
+
+def test_what_a_host_puts_under_other_guids_is_passed_over() -> None:
+    forge = AmdForge()
+    extra, crl = uuid.UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6").bytes, b"\x92" * 16
+    table = cert_table(
+        (extra, b""), (crl, b"-----BEGIN X509 CRL-----"), (VCEK, forge.leaf()), (ASK, forge.issuer())
+    )
+    found = certificates(table + bytes(4096))
+    assert (found[VCEK], found[ASK]) == (forge.leaf(), forge.issuer())
+    files = FakeTsm(snp_mint(forge), auxblob=table)
+    assert SnpDevice(files, sleep=quiet).collect(D + GENESIS).endorsements.keys() == {"leaf", "issuer"}
 
 
 # --- Arm CCA
