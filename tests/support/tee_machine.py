@@ -7,8 +7,8 @@
 
 `attest` is the command as it is; below its file access is `tee_devices.FakeTsm`, and where AMD's root is pinned
 stands that of MACHINE, a folder that `make_machine` filled; tpm2-pytss cannot be imported. `crash` is
-`engine_child.py` for an origin without a TPM, `proxy` is `proxy_child.py` for one. While MACHINE has a file `broken`, the
-kernel answers every request for a report with EIO.
+`engine_child.py` for an origin without a TPM, `proxy` is `proxy_child.py` for one. While MACHINE has a file
+`broken`, the kernel answers every request for a report with EIO.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ REFUSALS: Final = (
     "attestation_failed", "attestation_unavailable", "bad_delivery", "bad_header", "bad_logs", "bad_nonce",
     "bad_output_id", "http_error", "internal_error", "invalid_request_error", "invalid_signing_algo",
     "log_unavailable", "malformed_request", "model_not_measured", "model_not_served", "no_statement",
-    "no_such_file", "not_found", "not_yet", "overloaded", "peer_not_allowed", "request_too_large",
+    "no_such_file", "not_found", "not_quotable", "not_yet", "overloaded", "peer_not_allowed", "request_too_large",
     "swap_running", "unknown_output", "upstream_coding", "upstream_failed", "upstream_unreachable",
 )  # fmt: skip
 """Codes of refusals that have a series of their own; others count as `other`."""
@@ -187,9 +187,10 @@ class _Gauges(Collector):
         for name, text, key in _GAUGES:
             if (value := status.get(key)) is not None:
                 yield GaugeMetricFamily(name, text, float(value))
-        resets, restarts = status["boot"]
-        yield GaugeMetricFamily("quotary_tpm_resets", "The TPM's reset count.", resets)
-        yield GaugeMetricFamily("quotary_tpm_restarts", "The TPM's restart count.", restarts)
+        if status["boot"] is not None:
+            resets, restarts = status["boot"]
+            yield GaugeMetricFamily("quotary_tpm_resets", "The TPM's reset count.", resets)
+            yield GaugeMetricFamily("quotary_tpm_restarts", "The TPM's restart count.", restarts)
         yield CounterMetricFamily(
             "quotary_epochs", "Epochs begun since the process started.", status["epochs"]
         )
@@ -216,10 +217,10 @@ class _Gauges(Collector):
 
 
 def _root_commits(roots: Iterable[Mapping[str, Any]]) -> Metric:
-    """Count what became of commits that roots beside the TPM were asked to bind."""
+    """Count what became of commits that TEEs and GPUs were asked to bind."""
     counted = CounterMetricFamily(
         "quotary_root_commits",
-        "Commits that a root beside the TPM was asked to bind.",
+        "Commits that a TEE or a GPU was asked to bind.",
         labels=["root", "outcome"],
     )
     for root in roots:

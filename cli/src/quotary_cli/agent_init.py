@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from quotary_cli.agent_tee import KINDS, init_without_tpm
 from quotary_cli.agent_tpm import (
     emulator_folder,
     emulator_option,
@@ -24,8 +26,28 @@ from quotary_cli.output import ExitCode, Failure
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.wire.names import check_host
 
+if TYPE_CHECKING:
+    from quotary_attest.tpm.connection import Connection
+    from quotary_attest.tpm.model import Authorizations, TpmIdentity
+
 SCHEMA = "quotary-agent-init/v1"
 _MAX_AUTH = 1024
+
+
+class _Handle(click.ParamType[int]):
+    """A handle of a TPM, as the TPM's own tools write it."""
+
+    name = "handle"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read hexadecimal with 0x, or decimal digits."""
+        try:
+            return int(value, 16 if value[:2].lower() == "0x" else 10)
+        except ValueError:
+            self.fail(f"{value!r} is no handle such as 0x81000003", param, ctx)
+
+
+HANDLE = _Handle()
 
 
 @click.command()
@@ -36,9 +58,25 @@ _MAX_AUTH = 1024
 @tpm_option
 @emulator_option
 @click.option(
+    "--tee",
+    "tees",
+    type=click.Choice(KINDS),
+    multiple=True,
+    help="Confidential-computing hardware to live on, in place of a TPM (docs/howto/tee.md).",
+)
+@click.option(
     "--chain-pcr", type=click.IntRange(0, 23), help="PCR that chains the commits (default: chosen)."
 )
 @click.option("--workload-pcr", type=click.IntRange(0, 23), help="PCR of the workload log (default: chosen).")
+@click.option(
+    "--ak",
+    type=HANDLE,
+    metavar="HANDLE",
+    help="A key that is in the TPM already, in place of a new one; on Azure 0x81000003 (docs/howto/tee.md).",
+)
+@click.option(
+    "--ak-auth-file", type=FILE, help="File whose first line authorises the key of --ak, if it has one."
+)
 @click.option("--owner-auth-file", type=FILE, help="File whose first line authorises the owner hierarchy.")
 @click.option(
     "--endorsement-auth-file", type=FILE, help="File whose first line authorises the endorsement hierarchy."
@@ -49,8 +87,11 @@ def init(
     host: str,
     tpm: str | None,
     emulator: bool,
+    tees: tuple[str, ...],
     chain_pcr: int | None,
     workload_pcr: int | None,
+    ak: int | None,
+    ak_auth_file: Path | None,
     owner_auth_file: Path | None,
     endorsement_auth_file: Path | None,
     as_json: bool,
@@ -58,17 +99,28 @@ def init(
     """Make a new origin: an attestation key and a start counter in the TPM, a genesis record, an empty log.
 
     No PCR is touched. The state folder must be new or empty, and must never be restored from a backup.
+    With --tee no TPM is contacted, and none is needed: every commit then needs a report of each kind that is named.
     """
+    if ak is None and ak_auth_file is not None:
+        raise Failure("--ak-auth-file needs --ak", code=ExitCode.USAGE)
     try:
         check_host(host)
     except MalformedError as error:
         raise Failure(f"--host {host}: {error}", code=ExitCode.USAGE) from None
+    if tees:
+        _check_alone(
+            tpm, emulator or None, chain_pcr, workload_pcr, ak, owner_auth_file, endorsement_auth_file
+        )
+        with host_failures():
+            without = init_without_tpm(state, host, tuple(dict.fromkeys(tees)))
+        show({"schema": SCHEMA, **without}, as_json=as_json)
+        return
     with host_failures():
         from quotary_attest.origin import init_state
         from quotary_attest.state import StateError
         from quotary_attest.tpm.connection import Connection
         from quotary_attest.tpm.errors import TpmConflict
-        from quotary_attest.tpm.keys import counter_value, make_identity, open_counter
+        from quotary_attest.tpm.keys import counter_value, open_counter
         from quotary_attest.tpm.model import Authorizations
         from quotary_attest.tpm.pcr_choice import check_choice, choose_pcrs, known_uses
         from quotary_attest.tpm.reading import read_pcrs
@@ -87,7 +139,7 @@ def init(
         ):
             uses = {} if emulator else known_uses()
             chain, workload = choose_pcrs(read_pcrs(connection), uses, chain=chain_pcr, workload=workload_pcr)
-            made = make_identity(connection, chain_pcr=chain, workload_pcr=workload, authorizations=auths)
+            made = _make(connection, (chain, workload), auths, ak, _auth(ak_auth_file))
             counter = counter_value(connection, open_counter(connection, made))
             identity = init_state(state, host, made, counter=counter)
         write_choice(state, tpm, emulator=emulator)
@@ -101,9 +153,32 @@ def init(
             "tpm": f"{kind}: {properties.manufacturer} {properties.vendor} {properties.firmware:016x}",
             "chain_pcr": str(chain),
             "workload_pcr": str(workload),
+            **({} if ak is None else {"ak": f"0x{ak:08x}: any process with the tpm can quote"}),
         },
         as_json=as_json,
     )
+
+
+def _make(
+    connection: Connection, pcrs: tuple[int, int], auths: Authorizations, ak: int | None, ak_auth: bytes
+) -> TpmIdentity:
+    """Make an origin's keys, or its counter alone where the attestation key `ak` is there already."""
+    chain, workload = pcrs
+    if ak is None:
+        from quotary_attest.tpm.keys import make_identity
+
+        return make_identity(connection, chain_pcr=chain, workload_pcr=workload, authorizations=auths)
+    from quotary_attest.tpm.foreign import make_foreign_identity
+
+    return make_foreign_identity(
+        connection, ak, chain_pcr=chain, workload_pcr=workload, ak_auth=ak_auth, authorizations=auths
+    )
+
+
+def _check_alone(*of_a_tpm: object) -> None:
+    """Raise Failure where one of the options that are of a TPM stands beside --tee."""
+    if any(value is not None for value in of_a_tpm):
+        raise Failure("--tee stands in place of a tpm, and an option is of a tpm", code=ExitCode.USAGE)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from quotary_attest.config import AgentConfig
     from quotary_attest.config.sections import RootSection
+    from quotary_attest.engine.endorsing import Endorsing
     from quotary_attest.engine.further import FurtherRoot
     from quotary_verifier.evidence.tee.lines import TeeRoots
 
@@ -22,7 +23,22 @@ def open_roots(config: AgentConfig) -> tuple[FurtherRoot, ...]:
     Raises:
         Failure: a file of platform keys cannot be used.
     """
-    return tuple(map(_open, config.root))
+    from quotary_attest.config.sections import ENDORSING
+
+    return tuple(_open(section) for section in config.root if section.kind != ENDORSING)
+
+
+def open_endorsing(config: AgentConfig) -> Endorsing | None:
+    """Return what finds the endorsements of the TPM's key, where the configuration names it."""
+    from quotary_attest.config.sections import ENDORSING
+
+    for section in config.root:
+        if section.kind == ENDORSING:
+            from quotary_attest.engine.endorsing import Endorsing
+            from quotary_attest.tpm.hcl import HclEndorser
+
+            return Endorsing(HclEndorser(section.collateral), section.required)
+    return None
 
 
 def _open(section: RootSection) -> FurtherRoot:
@@ -57,6 +73,13 @@ def _platform_keys(file: Path) -> TeeRoots:
 def roots_text(roots: list[Any]) -> str:
     """Say in a line what became of each root, from an agent's status."""
     return "; ".join(_root_text(root) if isinstance(root, dict) else str(root) for root in roots)
+
+
+def endorsement_text(found: dict[str, Any]) -> str:
+    """Say in a line what endorses the TPM's key, from an agent's status."""
+    need = "required" if found.get("required") else "not required"
+    error = f": {found['error']}" if found.get("error") else ""
+    return f"{found.get('what')} ({need}, {found.get('bytes')} bytes in each attestation){error}"
 
 
 def _root_text(root: dict[str, Any]) -> str:

@@ -143,8 +143,10 @@ def _failures_logged() -> Iterator[None]:
 
 def _run(config: AgentConfig, *, resume: bool) -> None:
     from quotary_cli.agent_serve import Service, serve
+    from quotary_cli.agent_tee import for_origin
     from quotary_cli.agent_workload import measure
 
+    config = for_origin(config)
     service = Service.of_environment()
     with _terminable(), tpm_of(config) as tcti:
         service.notifier.status("measuring the model and its engine")
@@ -298,9 +300,15 @@ def _absolute(path: Path | None) -> str | None:
 
 
 @contextmanager
-def tpm_of(config: AgentConfig) -> Iterator[str]:
-    """Yield the TSS string of the TPM that a configuration names, or else `attest agent init` was told."""
+def tpm_of(config: AgentConfig) -> Iterator[str | None]:
+    """Yield the TSS string of the TPM that a configuration names, or else `attest agent init` was told; None where the
+    origin has none."""
+    from quotary_cli.agent_tee import has_tpm
+
     folder, tpm = config.state.folder, config.tpm
+    if not has_tpm(folder):
+        yield None
+        return
     with reach_tpm(folder, tpm.tcti, emulator=tpm.emulator, tell=_LOG.warning) as tcti:
         yield tcti
 

@@ -24,7 +24,7 @@ from quotary_attest.serving.peers import listen_on
 from quotary_attest.systemd import Notifier, PassedSockets, credential, keep_alive, watchdog_seconds
 from quotary_cli.agent_doors import Doors
 from quotary_cli.agent_engines import Engines
-from quotary_cli.agent_roots import open_roots
+from quotary_cli.agent_roots import open_endorsing, open_roots
 from quotary_cli.enrolment import read_passphrase
 
 if TYPE_CHECKING:
@@ -75,15 +75,18 @@ class Signals:
 
 
 async def serve(
-    config: AgentConfig, tcti: str, inventory: Inventory, service: Service, *, resume: bool
+    config: AgentConfig, tcti: str | None, inventory: Inventory, service: Service, *, resume: bool
 ) -> None:
-    """Run the agent until SIGTERM or SIGINT, then commit what was handed in. Raises what starting raises."""
+    """Run the agent until SIGTERM or SIGINT, then commit what was handed in; `tcti` is None where the origin has no
+    TPM. Raises what starting raises."""
     signals, metrics = Signals(), PrometheusMetrics()
     # the thread that speaks to the TPM must not wait 5 ms for the one that encodes records (measured: p99)
     sys.setswitchinterval(_SWITCH_SECONDS)
     async with AsyncExitStack() as stack:
-        root = await _root(config, tcti)
-        stack.push_async_callback(root.close)  # also where the agent, which closes it, never came up
+        root = None
+        if tcti is not None:
+            root = await _root(config, tcti)
+            stack.push_async_callback(root.close)  # also where the agent, which closes it, never came up
         agent = Agent(
             config.state.folder,
             root=root,
@@ -93,6 +96,7 @@ async def serve(
             metrics=metrics,
             boot_logs=config.boot_logs.settings,
             roots=open_roots(config),
+            endorsing=open_endorsing(config),
         )
         engines = Engines(config, inventory)
         doors = Doors(config, agent, service.sockets, metrics, inventory=inventory, engines=engines)

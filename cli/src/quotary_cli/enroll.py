@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from quotary_cli.agent_tee import require_tpm
 from quotary_cli.agent_tpm import reach_tpm, state_option, tpm_option
 from quotary_cli.enrolment import (
     FILE,
@@ -75,6 +76,7 @@ def request(
     certificate = None if ek_certificate is None else read_certificate(ek_certificate)
     intermediates = [read_certificate(path) for path in ek_intermediate]
     with failures(install="quotary[tpm]"):
+        require_tpm(state)
         from quotary_attest.enrol.host import make_request
         from quotary_attest.state import read_identity
         from quotary_attest.tpm.connection import Connection
@@ -111,6 +113,7 @@ def activate(
     """Open the CA's CHALLENGE with the TPM and write the answer."""
     data = read_file(challenge)
     with failures(install="quotary[tpm]"):
+        require_tpm(state)
         from quotary_attest.enrol.host import activate as open_challenge
         from quotary_attest.tpm.connection import Connection
 
@@ -133,6 +136,7 @@ def install(grant: Path, state: Path, root: Path | None, as_json: bool) -> None:
     data = read_file(grant)
     anchor = None if root is None else read_certificate(root)
     with failures(install="quotary[tpm]"):
+        require_tpm(state)
         from quotary_attest.enrol.host import install as install_grant
         from quotary_attest.enrol.ledger import format_time
 

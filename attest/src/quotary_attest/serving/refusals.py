@@ -11,7 +11,7 @@ import json
 import logging
 from typing import Any, Final
 
-from quotary_attest.engine.errors import AgentError, Busy, NotServed, Unavailable, UnknownOutput
+from quotary_attest.engine.errors import AgentError, Busy, NotQuotable, NotServed, Unavailable, UnknownOutput
 from quotary_attest.log.errors import NotFound, StoreError
 from quotary_attest.roots import RootError
 from quotary_attest.serving.paths import Api
@@ -73,6 +73,13 @@ _MEANINGS: tuple[tuple[type[Exception], int, str, str, int | None], ...] = (
     (StoreError, 503, "log_unavailable", "the log cannot be read now", 10),
     (Busy, 503, "overloaded", "too many outputs wait to be attested", 1),
     (NotServed, 503, "model_not_measured", "the model behind this path is not measured on this host", None),
+    (
+        NotQuotable,
+        501,
+        "not_quotable",
+        "this origin has no tpm that could quote: send a nonce with a request",
+        None,
+    ),
     (Unavailable, 503, "attestation_unavailable", "this host cannot attest outputs now", 10),
     (RootError, 503, "attestation_unavailable", "this host cannot attest outputs now", 10),
     (AgentError, 503, "attestation_failed", "this output could not be attested", None),
