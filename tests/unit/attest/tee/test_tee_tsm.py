@@ -311,12 +311,11 @@ def test_guids_of_the_table_are_those_that_amd_publishes_in_the_order_of_their_t
 
 def test_what_a_host_puts_under_other_guids_is_passed_over() -> None:
     forge = AmdForge()
+    leaf, issuer = forge.leaf(), forge.issuer()
     extra, crl = uuid.UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6").bytes, b"\x92" * 16
-    table = cert_table(
-        (extra, b""), (crl, b"-----BEGIN X509 CRL-----"), (VCEK, forge.leaf()), (ASK, forge.issuer())
-    )
+    table = cert_table((extra, b""), (crl, b"-----BEGIN X509 CRL-----"), (VCEK, leaf), (ASK, issuer))
     found = certificates(table + bytes(4096))
-    assert (found[VCEK], found[ASK]) == (forge.leaf(), forge.issuer())
+    assert (found[VCEK], found[ASK]) == (leaf, issuer)
     files = FakeTsm(snp_mint(forge), auxblob=table)
     assert SnpDevice(files, sleep=quiet).collect(D + GENESIS).endorsements.keys() == {"leaf", "issuer"}
 
