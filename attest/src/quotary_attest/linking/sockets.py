@@ -8,6 +8,7 @@ seen, so an engine in a container with a network of its own is not found.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -50,8 +51,7 @@ def peer_inodes(peer: TcpPeer) -> frozenset[int]:
 
 
 def _connection(peer: TcpPeer) -> int:
-    """Return the inode of the engine's end; 0 where no process has it. Raises FileNotFoundError where it is
-    nowhere."""
+    """Return the inode of the engine's end; 0 where no process has it, or the kernel knows no such socket."""
     family, address = _packed(peer.theirs[0])
     other_family, other = _packed(peer.ours[0])
     if family != other_family:
@@ -99,13 +99,9 @@ def _ask(
             at = 0
             while at + _HEADER.size <= len(data):
                 length, kind, _, _, _ = _HEADER.unpack_from(data, at)
-                if kind == _DONE:
-                    return
                 if kind != _SOCK_DIAG_BY_FAMILY:
-                    (number,) = struct.unpack_from("=i", data, at + _HEADER.size)
-                    if number == -2:  # ENOENT: no such socket
-                        return
-                    raise OSError(-number, os.strerror(-number))
+                    _end(data, at, length, kind, flags)
+                    return
                 start = at + _HEADER.size
                 ports = _PORTS.unpack_from(data, start + 4)
                 (inode,) = struct.unpack_from("=I", data, start + _INODE)
@@ -115,8 +111,20 @@ def _ask(
                 return
 
 
+def _end(data: bytes, at: int, length: int, kind: int, flags: int) -> None:
+    """Raise OSError unless a message says that all was told.
+
+    ENOENT is how the kernel says that no socket has these addresses, and also that it has no module for TCP (tcp_diag,
+    inet_diag). Only of a list it can mean nothing but the second.
+    """
+    begin = at + _HEADER.size
+    (number,) = struct.unpack_from("=i", data, begin) if length >= _HEADER.size + 4 else (0,)
+    if number < 0 and (kind == _DONE or number != -errno.ENOENT or flags & _DUMP):
+        raise OSError(-number, os.strerror(-number))
+
+
 def _from_procfs(peer: TcpPeer) -> frozenset[int]:
-    """The same from /proc/net/tcp and tcp6: slower, for where netlink sockets are forbidden. Raises OSError."""
+    """The same from /proc/net/tcp and tcp6: slower, for where the kernel does not answer netlink. Raises OSError."""
     connected: set[int] = set()
     listening: set[int] = set()
     theirs, ours = _canonical(peer.theirs), _canonical(peer.ours)
