@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import amd_pki
+import cca_tokens
 import device_forge
 import intel_sgx
 import pytest
@@ -46,6 +47,7 @@ ROOTS = TeeRoots(
     intel_sgx.forged_root(),
     PinnedRoot(NitroForge().root.der),
     PinnedRoot(GPU.root.der),
+    (cca_tokens.platform_key(),),
 )
 LINES: dict[str, Line] = {
     "sev-snp": (
@@ -60,6 +62,7 @@ LINES: dict[str, Line] = {
     ),
     "nitro": (NitroForge().document(), TeeSupport(hardware.IDENTIFIER_NITRO, {}), device_forge.NOW),
     "nvidia": (nvidia_evidence(GPU, SECOND), nvidia_support(GPU, SECOND), device_forge.NOW),
+    "cca": (cca_tokens.cca_mint(DATA), TeeSupport(hardware.IDENTIFIER_CCA, {}), device_forge.NOW),
 }
 
 
@@ -93,7 +96,7 @@ def test_a_line_of_each_kind_binds_the_commit(kind: str) -> None:
             verified(LINES[kind], Bound(DIGEST, bytes(32)))
 
 
-@pytest.mark.parametrize("kind", LINES)
+@pytest.mark.parametrize("kind", [kind for kind in LINES if kind != "cca"])
 def test_the_makers_own_roots_do_not_vouch_for_what_is_minted(kind: str) -> None:
     evidence, support, at = LINES[kind]
     with pytest.raises(EvidenceError):
@@ -126,6 +129,14 @@ def test_a_tdx_line_without_collateral_says_that_the_tcb_was_not_appraised() -> 
     assert "tcb" in claims.not_shown
     (claims,) = verified(LINES["tdx"])
     assert claims.not_shown == ()
+
+
+def test_a_cca_line_without_a_platform_key_says_that_its_platform_is_nobodys_word() -> None:
+    evidence, support, at = LINES["cca"]
+    (claims,) = verify_tee_line(evidence, support, BOUND, at)
+    assert "platform-signature" in claims.not_shown
+    (claims,) = verified(LINES["cca"])
+    assert "platform-signature" in claims.shown
 
 
 def test_every_device_of_an_nvidia_line_needs_its_path() -> None:
@@ -173,3 +184,14 @@ def test_a_support_is_read_as_it_was_written(kind: str) -> None:
 def test_a_support_of_another_form_is_malformed(fields: Any) -> None:
     with pytest.raises(MalformedError):
         TeeSupport.read(fields)
+
+
+def test_the_crls_of_a_line_count_and_need_not_be_there() -> None:
+    evidence, _, at = LINES["sev-snp"]
+    for crls, shown in (((AMD.crl(),), True), ((), False)):
+        support = snp_support(AMD.endorsements(*crls))
+        assert ("crls" in support.endorsements) is shown
+        (claims,) = verified((evidence, support, at))
+        assert ("revocation" in claims.shown) is shown
+    with pytest.raises(EvidenceError, match="was revoked"):
+        verified((evidence, snp_support(AMD.endorsements(AMD.crl({5: amd_pki.NOW}))), at))

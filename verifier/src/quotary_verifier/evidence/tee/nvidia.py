@@ -182,7 +182,9 @@ def verify_nvidia_devices(
     verified = [
         _verified(report, path, nonce, root) for report, path in zip(reports, certificates, strict=True)
     ]
-    leaves = {path[0] for path in certificates}
+    leaves = {
+        _key_digest(one.path.chain[0]) for one in verified
+    }  # a certificate can be encoded in several ways
     devices = [one.device for one in verified if one.device is not None]
     if len(leaves) != len(verified) or len(set(devices)) != len(devices):
         raise EvidenceError("two of the reports are of one device")
@@ -225,7 +227,11 @@ def _model(path: DevicePath) -> str:
 def _device(path: DevicePath) -> bytes | None:
     if len(path.chain) < _OWN_PATH:
         return None
-    key = path.chain[1].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return _key_digest(path.chain[1])
+
+
+def _key_digest(certificate: x509.Certificate) -> bytes:
+    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(key).digest()
 
 
