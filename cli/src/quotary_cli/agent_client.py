@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from quotary_cli.agent_roots import roots_text
+from quotary_cli.agent_roots import endorsement_text, roots_text
 from quotary_cli.enrolment import show, write_file
 from quotary_cli.output import ExitCode, Failure, print_json
 
@@ -151,6 +151,8 @@ def _text(key: str, value: Any) -> str:
             return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%dT%H:%M:%SZ}"
     if key == "boot_logs" and isinstance(value, dict):
         return ", ".join(f"{name}: {_log_text(log)}" for name, log in value.items())
+    if key == "ak_endorsement" and isinstance(value, dict):
+        return endorsement_text(value)
     if key == "roots" and isinstance(value, list):
         return roots_text(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

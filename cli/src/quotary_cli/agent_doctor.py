@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from quotary_cli.agent_client import call
+from quotary_cli.agent_roots import endorsing_section
 from quotary_cli.agent_run import read_config, tpm_of
 from quotary_cli.agent_tpm import EMULATOR, emulator_option, host_failures, read_choice, tpm_option
 from quotary_cli.enrolment import FILE, json_option, now, read_passphrase
@@ -84,16 +85,19 @@ def _examine(config: AgentConfig) -> Iterator[Finding]:
         identity = read_identity(folder)
     except StateError:
         return
-    emulated = config.tpm.emulator or (config.tpm.tcti or read_choice(folder)) == EMULATOR
-    if running and emulated:
-        yield Finding("tpm", Health.GOOD, "its emulator belongs to the agent that runs")
-    else:
-        try:
-            yield from _tpm(config, identity)
-        except Failure as error:
-            yield wrong("tpm", error)
     moment = now()
-    yield examine_certificates(folder, identity, moment)
+    if identity.tpm is None:
+        config = yield from _without_tpm(config)
+    else:
+        emulated = config.tpm.emulator or (config.tpm.tcti or read_choice(folder)) == EMULATOR
+        if running and emulated:
+            yield Finding("tpm", Health.GOOD, "its emulator belongs to the agent that runs")
+        else:
+            try:
+                yield from _tpm(config, identity)
+            except Failure as error:
+                yield wrong("tpm", error)
+        yield examine_certificates(folder, identity, moment)
     yield examine_clock(identity, moment)
     yield from examine_doors(config, running=running)
     yield from _tee(config)
@@ -111,8 +115,39 @@ def _tpm(config: AgentConfig, identity: HostIdentity) -> Iterator[Finding]:
         return
     auths = Authorizations(endorsement=read_passphrase(config.tpm.endorsement_auth_file) or b"")
     with tpm_of(config) as tcti:
+        if tcti is None:
+            return
         yield from examine_tpm(config.state.folder, identity, tcti, auths)
         yield from examine_boot_logs(identity, tcti, config.boot_logs.settings)
+        yield from _endorsement(config, identity, tcti)
+
+
+def _endorsement(config: AgentConfig, identity: HostIdentity, tcti: str) -> Iterator[Finding]:
+    section = endorsing_section(config)
+    if section is None:
+        return
+    from quotary_attest.doctor_azure import examine_azure
+    from quotary_attest.tpm.hcl import HclEndorser
+
+    endorser = HclEndorser(section.collateral, now=now)
+    yield from examine_azure(identity, tcti, endorser, required=section.required, now=now())
+
+
+def _without_tpm(config: AgentConfig) -> Generator[Finding, None, AgentConfig]:
+    """Say what an origin without a TPM is weaker in, and whether it has what it lives on; return the configuration with
+    the roots that `attest agent init` was told."""
+    from quotary_attest.doctor import Finding, Health, wrong
+    from quotary_cli.agent_tee import WEAKER, for_origin
+
+    hint = (
+        "consumers pin the origin, or what is measured at its launch, in their policies (docs/howto/tee.md)"
+    )
+    yield Finding("tpm", Health.GOOD, WEAKER, hint)
+    try:
+        config = for_origin(config)
+    except Failure as error:
+        yield wrong("roots", error)
+    return config
 
 
 def _tee(config: AgentConfig) -> Iterator[Finding]:

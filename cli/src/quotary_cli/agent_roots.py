@@ -28,17 +28,22 @@ def open_roots(config: AgentConfig) -> tuple[FurtherRoot, ...]:
     return tuple(_open(section) for section in config.root if section.kind != ENDORSING)
 
 
-def open_endorsing(config: AgentConfig) -> Endorsing | None:
-    """Return what finds the endorsements of the TPM's key, where the configuration names it."""
+def endorsing_section(config: AgentConfig) -> RootSection | None:
+    """Return the root that has no line of its own, but endorses the TPM's key; None where none is named."""
     from quotary_attest.config.sections import ENDORSING
 
-    for section in config.root:
-        if section.kind == ENDORSING:
-            from quotary_attest.engine.endorsing import Endorsing
-            from quotary_attest.tpm.hcl import HclEndorser
+    return next((section for section in config.root if section.kind == ENDORSING), None)
 
-            return Endorsing(HclEndorser(section.collateral), section.required)
-    return None
+
+def open_endorsing(config: AgentConfig) -> Endorsing | None:
+    """Return what finds the endorsements of the TPM's key, where the configuration names it; no I/O."""
+    section = endorsing_section(config)
+    if section is None:
+        return None
+    from quotary_attest.engine.endorsing import Endorsing
+    from quotary_attest.tpm.hcl import HclEndorser
+
+    return Endorsing(HclEndorser(section.collateral), section.required)
 
 
 def _open(section: RootSection) -> FurtherRoot:

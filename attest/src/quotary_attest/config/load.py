@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quotary_attest.config.keys import ConfigError, Problem, Reader
-from quotary_attest.config.sections import AgentConfig, ProxySection
+from quotary_attest.config.sections import ENDORSING, AgentConfig, ProxySection
 
 MAX_CONFIG: Final = 1024 * 1024
 """Characters of a configuration file."""
@@ -216,7 +216,11 @@ def _check_roots(config: AgentConfig) -> Iterator[Problem]:
             yield Problem(f"root[{at}].platform_keys", f"is nothing that {root.kind} has", 'kind = "cca"')
         if root.collateral is not None and root.kind == "cca":
             yield Problem(f"root[{at}].collateral", "is nothing that cca has", "platform_keys")
-        if root.device is not None and root.kind in ("nitro-tpm", "nvidia"):
+        if root.every != 1 and root.kind == ENDORSING:
+            yield Problem(
+                f"root[{at}].every", "is nothing that azure has: it endorses the key and binds nothing", ""
+            )
+        if root.device is not None and root.kind in ("nitro-tpm", "nvidia", ENDORSING):
             yield Problem(f"root[{at}].device", f"is nothing that {root.kind} has", "")
     lines: list[tuple[str, object]] = [
         (f"root[{at}].kind", root.kind.removesuffix("-tpm")) for at, root in enumerate(config.root)

@@ -76,13 +76,16 @@ class BootLogsSection:
         return BootLogSettings(self.tcg, self.ima, self.attestations == "digest")
 
 
-ROOT_KINDS = ("sev-snp", "tdx", "nitro", "nitro-tpm", "nvidia", "cca")
-"""Roots that can stand beside the TPM (`quotary_attest.tee.opening.ROOTS`)."""
+ENDORSING = "azure"
+"""The root that has no line of its own: it endorses the TPM's key, whose line is the binding."""
+
+ROOT_KINDS = ("sev-snp", "tdx", "nitro", "nitro-tpm", "nvidia", "cca", ENDORSING)
+"""Roots that can stand beside the TPM (`quotary_attest.tee.opening.ROOTS`), and the one that endorses its key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootSection:
-    """`[[root]]`: confidential-computing hardware that adds a line of its own to commits."""
+    """`[[root]]`: confidential-computing hardware that adds a line of its own to commits, or endorses the TPM's key."""
 
     kind: str = key(choice({kind: kind for kind in ROOT_KINDS}))
     required: bool = key(SWITCH, False)

@@ -202,7 +202,7 @@ class TpmHost(Host):
         await self.endorsements.find(self.root, self.ak.public, self.store.put_blob)
 
     async def renew_endorsements(self) -> None:
-        """Look again for what hardware says of the AK. Raises StateError where nothing is found, RootGone, StoreError."""
+        """Look again for what hardware says of the AK. Raises StateError where nothing is, RootGone, StoreError."""
         try:
             await self.endorsements.renew(self.root, self.ak.public, self.store.put_blob)
         except RootGone:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds what endorses the AK of an Azure confidential VM: the paravisor's report in the vTPM, and what vouches for that.
+"""Finds what endorses the AK of an Azure confidential VM: the paravisor's report in the vTPM, and what vouches for it.
 
 The latter is found by trying, as for the evidence of other roots (`quotary_attest.tee.root`): what a folder has for SNP
 reports, and for TDX the quote that the host made, which stands there with its collateral.
@@ -58,9 +58,10 @@ class HclEndorser:
         if not isinstance(root, TpmRoot):
             raise TpmUnsupported("an hcl report is in a tpm, and this root is none")
         report = await root.run(read_hcl_report)
-        return await asyncio.to_thread(self._found, report, ak)
+        return await asyncio.to_thread(self.found, report, ak)
 
-    def _found(self, data: bytes, ak: Public) -> Endorsements:
+    def found(self, data: bytes, ak: Public) -> Endorsements:
+        """Return verified endorsements of `ak` by an HCL report. Raises as `endorse`, but for reading the report."""
         report = parse_hcl_report(data)
         try:
             require_endorsed(report, ak)
