@@ -17,6 +17,7 @@ import enum
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from datetime import datetime
 from typing import Final
 
@@ -52,6 +53,7 @@ _VERSION: Final = 0xA0
 _BIT_STRING: Final = 0x03
 _COMMON_NAME: Final = bytes.fromhex("550403")
 _MAX_CRLS: Final = 8
+_MAX_LINKS: Final = 64
 _CA_EXTENSIONS: Final = frozenset({x509.BasicConstraints.oid, x509.KeyUsage.oid})
 
 
@@ -96,10 +98,23 @@ class AmdCertificate:
 
 @frozen
 class AmdRoots:
-    """The ARKs that are trusted, and their names (RFC 4514), by generation. `amd_roots` are AMD's own."""
+    """The ARKs that are trusted, and their names (RFC 4514), by generation. `amd_roots` are AMD's own.
+
+    `links`: leaves and issuers whose signatures were verified under these, where that is remembered (`remembering`).
+    """
 
     arks: Mapping[Generation, AmdCertificate]
     names: Mapping[Generation, str]
+    links: dict[tuple[bytes, bytes, Generation, SigningKey], tuple[AmdCertificate, AmdCertificate]] | None = (
+        field(default=None, compare=False, repr=False)
+    )
+
+    def remembering(self) -> AmdRoots:
+        """Return roots for whoever verifies many reports of few chips: each pair of certificates is verified once.
+
+        What depends on a time, dates and revocation, is judged each time.
+        """
+        return AmdRoots(self.arks, self.names, {})
 
     @classmethod
     def from_der(cls, arks: Mapping[Generation, bytes]) -> AmdRoots:
@@ -276,11 +291,28 @@ def verify_amd_path(
     MalformedError, or EvidenceError where a name, signature or the ARK does not fit, a CRL is by somebody else, or the
     issuer was revoked.
     """
-    generation, kind = expected
-    ark = roots.arks.get(generation)
+    ark = roots.arks.get(expected[0])
     if ark is None:
-        raise EvidenceError(f"no root is trusted for {generation.value}")
-    chain = read_amd_certificate(leaf), read_amd_certificate(issuer), ark
+        raise EvidenceError(f"no root is trusted for {expected[0].value}")
+    key, links = (leaf, issuer, *expected), {} if roots.links is None else roots.links
+    linked = links.get(key)
+    if linked is None:
+        linked = _linked(leaf, issuer, ark, expected)
+        if len(links) >= _MAX_LINKS:
+            links.clear()
+        links[key] = linked
+    path = AmdPath(*linked, ark, _revocation(linked[1], ark, crls, at))
+    if path.not_before > path.not_after:
+        raise EvidenceError(f"at no time are all certificates of {linked[0].name} and its issuers valid")
+    return path
+
+
+def _linked(
+    leaf: bytes, issuer: bytes, ark: AmdCertificate, expected: tuple[Generation, SigningKey]
+) -> tuple[AmdCertificate, AmdCertificate]:
+    """Return leaf and issuer where their names and signatures lead to the ARK, at whatever time."""
+    generation, kind = expected
+    chain = read_amd_certificate(leaf), read_amd_certificate(issuer)
     if chain[0].name != f"SEV-{kind.value}":
         raise EvidenceError(
             f"the report is signed by a {kind.value}, and the certificate is of {chain[0].name!r}"
@@ -291,10 +323,7 @@ def verify_amd_path(
     _require_ca(chain[1])
     verify_link(chain[1], ark)
     verify_link(chain[0], chain[1])
-    path = AmdPath(*chain, _revocation(chain[1], ark, crls, at))
-    if path.not_before > path.not_after:
-        raise EvidenceError(f"at no time are all certificates of {chain[0].name} and its issuers valid")
-    return path
+    return chain
 
 
 def _revocation(
