@@ -115,6 +115,8 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in _fields(value)}
     if isinstance(value, frozenset):
         return sorted((_plain(item) for item in value), key=str)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(_plain(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, timedelta):
