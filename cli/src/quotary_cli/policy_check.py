@@ -18,7 +18,7 @@ from quotary_verifier import Policy
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.policy.appraise import appraise_platform
 from quotary_verifier.policy.findings import Appraisal, Finding, Severity
-from quotary_verifier.recipe.leaf import check_model
+from quotary_verifier.recipe.leaf import LoggedModels, check_model
 from quotary_verifier.wire import cbor
 from quotary_verifier.wire.limits import MAX_RECORD
 from quotary_verifier.wire.records import KIND_OUTPUT, Output
@@ -82,7 +82,7 @@ def _model(verified: Verified, policy: Policy) -> list[Finding]:
     if value.get(cbor.KIND) != KIND_OUTPUT or log is None:
         return []
     try:
-        check_model(policy, Output.decode(verified.record), log)
+        check_model(policy, Output.decode(verified.record), LoggedModels(log))
     except (EvidenceError, MalformedError) as error:
         return [Finding("model", str(error))]
     except UnsupportedError as error:

@@ -6,20 +6,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cca_tokens
 import device_forge
 import intel_sgx
 import pytest
 from defects import CASES, _witness
 from device_forge import NitroForge
-from forge import NOW, Forge, TeeRoot
+from forge import NOW, Forge
 from fresh_quotes import made
-from intel_sgx import TdxForge
-from nvidia_forge import NvidiaForge
 from tee_defects import AMD, LAUNCH, POLICY, REQUIRED, ROOTS, RULES, bound, pem, snp
+from tee_makers import GPUS, nitro, nvidia, outcome, said, tdx
 
 from quotary_verifier import (
     CheckState,
@@ -28,63 +28,29 @@ from quotary_verifier import (
     Outcome,
     Question,
     Rejected,
-    Report,
     Step,
     load_policy,
     verify,
     verify_fresh,
     verify_in,
 )
-from quotary_verifier.evidence.tee.lines import tdx_support
 from quotary_verifier.evidence.tee.shape import report_data
-from quotary_verifier.recipe.tee import ONE_AGENT
+from quotary_verifier.recipe.tee import NO_PLATFORM_KEY, ONE_AGENT
 from quotary_verifier.tlog.cosignature import cosign
-from quotary_verifier.tlog.hardware import IDENTIFIER_NITRO, IDENTIFIER_NVIDIA
+from quotary_verifier.tlog.hardware import IDENTIFIER_CCA
 from quotary_verifier.tlog.note import parse_note
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.tee_support import TeeSupport
 
 SPRING, SUMMER = int(device_forge.NOW.timestamp()), int(intel_sgx.NOW.timestamp())
-GPUS = (NvidiaForge(), NvidiaForge(number=30))
 DEVICE_ROOTS = (
     f'[tee.roots]\nnitro = """\n{pem(NitroForge().root.der)}"""\nnvidia = """\n{pem(GPUS[0].root.der)}"""\n'
 )
 
 
-def outcome(data: bytes, question: Question, policy: str) -> Report:
-    try:
-        return verify(data, question, load_policy(policy.encode())).report
-    except (Rejected, NotChecked) as error:
-        return error.report
-
-
 def pinned(forge: Forge, rules: str) -> str:
     """A policy that pins the origin, whatever the time."""
     return f'schema = "quotary-policy/v1"\n[[pin]]\norigin = "{forge.origin}"\n{rules}'
-
-
-def said(report: Report, name: str) -> list[object]:
-    return [claim.value for claim in report.claims if claim.name == name]
-
-
-def tdx(digest: bytes, genesis: bytes) -> tuple[bytes, TeeSupport]:
-    quote = TdxForge(body={0x208: report_data(digest, genesis)}).quote()
-    return quote, tdx_support(intel_sgx.collateral())
-
-
-def nitro(digest: bytes, genesis: bytes) -> tuple[bytes, TeeSupport]:
-    document = NitroForge().having(user_data=digest, nonce=genesis).document()
-    return document, TeeSupport(IDENTIFIER_NITRO, {})
-
-
-def nvidia(devices: Sequence[NvidiaForge] = GPUS) -> TeeRoot:
-    def bind(digest: bytes, _: bytes) -> tuple[bytes, TeeSupport]:
-        reports = [replace(device, nonce=digest).report() for device in devices]
-        paths = {f"device-{number}": tuple(one.certificates()) for number, one in enumerate(devices)}
-        evidence = b"".join(len(report).to_bytes(2) + report for report in reports)
-        return evidence, TeeSupport(IDENTIFIER_NVIDIA, paths)
-
-    return bind
 
 
 def test_a_verdict_names_what_each_root_contributes_and_that_they_need_not_be_of_one_machine() -> None:
@@ -130,6 +96,86 @@ def test_an_intel_and_an_amd_processor_are_each_judged_by_their_own_rules() -> N
     assert len(said(report, "tee.tdx.mrtd")) == 1
 
 
+def cca(digest: bytes, genesis: bytes) -> tuple[bytes, TeeSupport]:
+    return cca_tokens.cca_mint(report_data(digest, genesis)), TeeSupport(IDENTIFIER_CCA, {})
+
+
+CCA_RULES = f'[tee.cca]\nkeys = ["""{cca_tokens.pem_key()}"""]\nrim = ["{"01" * 32}"]\n'
+
+
+def test_a_realm_is_accepted_under_the_platform_keys_that_the_policy_brings() -> None:
+    forge = bound(cca)
+    policy = pinned(forge, '[tee]\nrequired = ["cca"]\n' + CCA_RULES)
+    report = outcome(forge.attestation().encode(), Question(forge.body, NOW), policy)
+    assert report.outcome is Outcome.VERIFIED, report.reason
+    assert said(report, "tee.cca") == ["accepted by the policy's rules"]
+    assert said(report, "tee.cca.rim") == ["01" * 32]
+    assert said(report, "tee.cca.lifecycle") == ["0x3000, secured"]
+    assert said(report, "tee.cca.debug") == [False]
+    assert said(report, "tee.cca.root") == [f"platform key sha256:{cca_tokens.platform_key().sha256.hex()}"]
+    assert said(report, "tee.cca.not_shown") == ["revocation"]
+    assert NO_PLATFORM_KEY not in report.not_understood
+    other = policy.replace(cca_tokens.pem_key(), cca_tokens.pem_key(cca_tokens.RAK))
+    report = outcome(forge.attestation().encode(), Question(forge.body, NOW), other)
+    assert (report.outcome, report.failing) == (Outcome.REJECTED, Step.TEE)
+    assert report.reason == (
+        "cca: the signature of the platform token of arm cca verifies by no platform key that was given"
+    )
+    bare = Forge()
+    report = outcome(
+        bare.attestation().encode(), Question(bare.body, NOW), policy.replace(forge.origin, bare.origin)
+    )
+    assert (report.outcome, report.reason) == (
+        Outcome.REJECTED,
+        "the policy requires evidence of cca, and the note has none",
+    )
+
+
+def test_under_a_policy_without_platform_keys_a_realms_line_is_listed_and_nothing_of_it_counts() -> None:
+    forge = bound(cca, snp())
+    report = outcome(forge.attestation().encode(), Question(forge.body, NOW), forge.policy(ROOTS))
+    assert report.outcome is Outcome.VERIFIED, report.reason
+    assert NO_PLATFORM_KEY in report.not_understood
+    assert not any(claim.name.startswith("tee.cca") for claim in report.claims)
+    assert len(said(report, "root")) == 2
+    (check,) = [check for check in report.checks if check.step is Step.TEE]
+    assert check.detail == "sev-snp verified, not appraised"
+    alone = bound(cca)
+    report = outcome(alone.attestation().encode(), Question(alone.body, NOW), alone.policy())
+    assert report.outcome is Outcome.VERIFIED, report.reason
+    (check,) = [check for check in report.checks if check.step is Step.TEE]
+    assert check.state is CheckState.NOT_CHECKED
+    verdict, commit = verify_in(
+        alone.attestation().encode(), Question(alone.body, NOW), load_policy(alone.policy().encode())
+    )
+    again = commit.verify(alone.attestation().encode(), Question(alone.body, NOW))
+    assert again.report.not_understood == verdict.report.not_understood == (NO_PLATFORM_KEY,)
+
+
+@pytest.mark.parametrize(
+    ("token", "listed"),
+    [
+        (lambda data: cca_tokens.cca_mint(data)[:-1], False),
+        (lambda data: cca_tokens.cca_mint(data[::-1]), False),
+        (lambda data: cca_tokens.newer(realm={10: data, 44238: b"x"}), False),
+        (lambda data: cca_tokens.token({10: data}, {265: "tag:arm.com,2026:cca_platform#2.0.0"}), True),
+    ],
+    ids=["cut off", "another challenge", "short measurement", "later profile"],
+)
+def test_a_realms_line_without_platform_keys_is_still_held_to_all_that_needs_none(
+    token: Callable[[bytes], bytes], listed: bool
+) -> None:
+    forge = bound(
+        lambda digest, genesis: (token(report_data(digest, genesis)), TeeSupport(IDENTIFIER_CCA, {}))
+    )
+    report = outcome(forge.attestation().encode(), Question(forge.body, NOW), forge.policy())
+    assert report.outcome is (Outcome.VERIFIED if listed else Outcome.REJECTED)
+    assert (NO_PLATFORM_KEY in report.not_understood) is listed
+    with_keys = pinned(forge, CCA_RULES)
+    report = outcome(forge.attestation().encode(), Question(forge.body, NOW), with_keys)
+    assert report.outcome is (Outcome.COULD_NOT_CHECK if listed else Outcome.REJECTED)
+
+
 def test_an_enclave_and_devices_beside_it_are_told_apart() -> None:
     forge = bound(nitro, nvidia())
     rules = '[tee]\nrequired = ["nitro", "nvidia"]\n[tee.nitro]\n[tee.nvidia]\narchitectures = ["hopper"]\n'
@@ -156,8 +202,36 @@ def test_collateral_is_judged_at_the_time_that_a_quorum_shows_and_else_at_the_ti
     later = Question(forge.body, NOW)
     report = outcome(replace(whole, note=seen).encode(), later, pinned(forge, rule + ROOTS))
     assert report.outcome is Outcome.VERIFIED, report.reason
-    report = outcome(replace(whole, note=seen).encode(), later, pinned(forge, ROOTS))
+    rules = "[tee.tdx]\n" + ROOTS
+    report = outcome(replace(whole, note=seen).encode(), later, pinned(forge, rules))
     assert (report.outcome, report.failing) == (Outcome.COULD_NOT_CHECK, Step.TEE)
+
+
+def test_a_line_of_another_time_that_no_rule_asks_for_is_listed_and_counts_for_nothing() -> None:
+    forge = bound(tdx, snp())
+    report = outcome(forge.attestation().encode(), Question(forge.body, NOW), pinned(forge, ROOTS))
+    assert report.outcome is Outcome.VERIFIED, report.reason
+    assert said(report, "tee.tdx") == ["could not be dated: nothing of it counts"]
+    assert said(report, "tee.sev-snp") == ["verified, not appraised"]
+    assert len(said(report, "root")) == 2
+    assert not any(claim.name.startswith("tee.tdx.") for claim in report.claims)
+    assert any("could not be dated" in notice for notice in report.notices)
+    years = Question(forge.body, NOW + 20 * 366 * 86_400)
+    report = outcome(forge.attestation().encode(), years, pinned(forge, ROOTS))
+    assert report.outcome is Outcome.VERIFIED, report.reason
+    assert said(report, "tee.sev-snp") == ["could not be dated: nothing of it counts"]
+    (check,) = [check for check in report.checks if check.step is Step.TEE]
+    assert check.state is CheckState.NOT_CHECKED
+    report = outcome(forge.attestation().encode(), years, pinned(forge, RULES + ROOTS))
+    assert (report.outcome, report.failing) == (Outcome.REJECTED, Step.TEE)
+    assert "is not valid at" in report.reason
+
+
+def test_what_is_false_in_a_line_of_another_time_rejects_all_the_same() -> None:
+    forge = bound(lambda digest, genesis: snp()(digest[::-1], genesis))
+    years = Question(forge.body, NOW + 20 * 366 * 86_400)
+    report = outcome(forge.attestation().encode(), years, pinned(forge, ROOTS))
+    assert (report.outcome, report.failing) == (Outcome.REJECTED, Step.TEE)
 
 
 def test_the_first_false_line_is_named_with_the_number_of_the_others() -> None:

@@ -3,12 +3,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Final, TypeVar
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.evidence.tee.amd_certs import AmdRoots, Generation, SigningKey
+from quotary_verifier.evidence.tee.azure import AzureRules, names_paravisor
+from quotary_verifier.evidence.tee.cca import CcaRules, PlatformKey, platform_key_pem
+from quotary_verifier.evidence.tee.cca_token import (
+    HASHES,
+    IMPLEMENTATION_BYTES,
+    INSTANCE_BYTES,
+    PERSONALIZATION_BYTES,
+    PROFILES,
+)
 from quotary_verifier.evidence.tee.device_pki import PinnedRoot
 from quotary_verifier.evidence.tee.intel_pki import IntelRoot
 from quotary_verifier.evidence.tee.lines import TeeRoots
@@ -19,8 +29,9 @@ from quotary_verifier.evidence.tee.snp_rules import SnpRules
 from quotary_verifier.evidence.tee.tdx_rules import NO_SERVICE_TD, TdxRules
 from quotary_verifier.evidence.tee.tdx_tcb import UP_TO_DATE
 from quotary_verifier.pki.anchors import pem_certificates
+from quotary_verifier.policy.load_images import read_images
 from quotary_verifier.policy.table import Table
-from quotary_verifier.policy.tee import TEE_NAMES, TeeRules
+from quotary_verifier.policy.tee import AZURE, TEE_NAMES, TeeRules
 
 _GENERATIONS: Final = {"milan": Generation.MILAN, "genoa": Generation.GENOA, "turin": Generation.TURIN}
 _SIGNING_KEYS: Final = {"vcek": SigningKey.VCEK, "vlek": SigningKey.VLEK}
@@ -41,6 +52,10 @@ _STATUSES: Final = {
         "OutOfDateConfigurationNeeded",
     )
 }
+_CCA_PROFILES: Final = {profile: profile for profile in PROFILES}
+_CCA_HASHES: Final = {name: name for name in HASHES}
+_REMS: Final = range(4)
+_HASH_BYTES: Final = tuple(HASHES.values())
 _VERSIONS: Final = (2, 3, 4, 5)
 _VMPLS: Final = range(4)
 _RTMRS: Final = range(4)
@@ -50,6 +65,7 @@ _BYTE: Final = 255
 _U32: Final = 1 << 32
 _DIGEST, _LONG, _FMSPC, _PPID = (32,), (48,), (6,), (16,)
 _CHIPS: Final = (8, 64)
+_UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _MAX_AGE: Final = 100 * 366 * 86_400
 
 T = TypeVar("T")
@@ -61,16 +77,22 @@ def read_tee(table: Table) -> TeeRules:
     Raises:
         PolicyError: it has an unknown key, or asks for what cannot be had.
     """
-    names = {name: name for name in TEE_NAMES.values()}
+    names = {name: name for name in (*TEE_NAMES.values(), AZURE)}
     required = _among(table, "required", names) or frozenset()
     given = set(table.names())
+    kinds = {name: table.table(name) for name in names if name in given}
+    images = tuple(image for name, kind in kinds.items() for image in read_images(name, kind))
+    keys = _platform_keys(kinds["cca"]) if "cca" in kinds else ()
     rules = TeeRules(
         required=required,
-        snp=_snp(table.table("sev-snp")) if "sev-snp" in given else None,
-        tdx=_tdx(table.table("tdx")) if "tdx" in given else None,
-        nitro=_nitro(table.table("nitro")) if "nitro" in given else None,
-        nvidia=_nvidia(table.table("nvidia")) if "nvidia" in given else None,
-        roots=_roots(table.table("roots")),
+        snp=_snp(kinds["sev-snp"]) if "sev-snp" in kinds else None,
+        tdx=_tdx(kinds["tdx"]) if "tdx" in kinds else None,
+        nitro=_nitro(kinds["nitro"]) if "nitro" in kinds else None,
+        nvidia=_nvidia(kinds["nvidia"]) if "nvidia" in kinds else None,
+        cca=_cca(kinds["cca"]) if "cca" in kinds else None,
+        azure=_azure(kinds[AZURE]) if AZURE in kinds else None,
+        roots=_roots(table.table("roots"), keys),
+        images=images,
     )
     table.finish()
     return rules
@@ -181,7 +203,60 @@ def _nvidia(table: Table) -> NvidiaRules:
     return rules
 
 
-def _roots(table: Table) -> TeeRoots:
+def _azure(table: Table) -> AzureRules:
+    given = set(table.names())
+    rules = AzureRules(
+        snp=_snp(table.table("sev-snp")) if "sev-snp" in given else None,
+        tdx=_tdx(table.table("tdx")) if "tdx" in given else None,
+        any_paravisor=table.take("any_paravisor", bool, False),
+        secure_boot=table.take("secure_boot", bool, True),
+        console=table.take("console", bool, True),
+        vms=_vms(table),
+    )
+    if rules.snp is None and rules.tdx is None:
+        table.fail("", "accepts no hardware: it needs a table sev-snp or tdx of its own")
+    for name, hardware in (("sev-snp", rules.snp), ("tdx", rules.tdx)):
+        if hardware is not None and not rules.any_paravisor and not names_paravisor(hardware):
+            table.fail(name, "does not name the paravisor, so that nothing could be accepted")
+    table.finish()
+    return rules
+
+
+def _vms(table: Table) -> frozenset[str] | None:
+    vms = table.texts("vms")
+    if vms is not None and not all(_UUID.fullmatch(vm) for vm in vms):
+        table.fail("vms", "must be a list of unique ids of vms, such as 911b0ef8-9dba-48b0-b275-4e4df2d39252")
+    return None if vms is None else frozenset(vm.lower() for vm in vms)
+
+
+def _platform_keys(table: Table) -> tuple[PlatformKey, ...]:
+    """Read the keys of Arm CCA platforms, one PEM block each; there is no root that could stand for them."""
+    texts = table.texts("keys")
+    if not texts:
+        table.fail("keys", "must bring the public keys of platforms: there is no root for them")
+    keys = tuple(table.convert("keys", text, platform_key_pem) for text in texts)
+    if len({key.sha256 for key in keys}) != len(keys):
+        table.fail("keys", "names one key twice")
+    return keys
+
+
+def _cca(table: Table) -> CcaRules:
+    rules = CcaRules(
+        debug=table.take("debug", bool, False),
+        profiles=_among(table, "profiles", _CCA_PROFILES) or frozenset(PROFILES),
+        hashes=_among(table, "hashes", _CCA_HASHES) or frozenset(HASHES),
+        rims=_digests(table, "rim", _HASH_BYTES),
+        rems=_numbered(table.table("rem"), _REMS, _HASH_BYTES),
+        personalizations=_digests(table, "personalizations", (PERSONALIZATION_BYTES,)),
+        implementations=_digests(table, "implementations", (IMPLEMENTATION_BYTES,)),
+        devices=_digests(table, "devices", (INSTANCE_BYTES,)),
+        components=_digests(table, "components", _HASH_BYTES),
+    )
+    table.finish()
+    return rules
+
+
+def _roots(table: Table, keys: tuple[PlatformKey, ...]) -> TeeRoots:
     """Read roots that stand in place of the makers' own: those of AMD by generation."""
     amd = table.table("amd")
     arks = {}
@@ -194,6 +269,7 @@ def _roots(table: Table) -> TeeRoots:
         intel=_root(table, "intel", IntelRoot) if "intel" in table.names() else None,
         nitro=_root(table, "nitro", PinnedRoot) if "nitro" in table.names() else None,
         nvidia=_root(table, "nvidia", PinnedRoot) if "nvidia" in table.names() else None,
+        cca=keys,
     )
     table.finish()
     return roots

@@ -133,7 +133,8 @@ class Policy:
     seconds since the epoch.
 
     Raises:
-        PolicyError: on construction, if it trusts nobody.
+        PolicyError: on construction, if it trusts nobody: no authority, no pinned origin, and no image that a TEE of a
+            whole machine shows.
     """
 
     digest: bytes
@@ -189,5 +190,9 @@ class Policy:
             raise PolicyError(f"the policy ended at {ended}; get its newest version")
 
     def __post_init__(self) -> None:
-        if not self.authorities and not self.pins:
-            raise PolicyError("the policy names no authority and pins no origin: it would accept nothing")
+        launched = self.tee is not None and self.tee.names_launch(self.warnings)
+        if not self.authorities and not self.pins and not launched:
+            raise PolicyError(
+                "the policy names no authority and pins no origin, nor does it require a TEE of a whole machine and"
+                " name what was launched in it: it would accept nothing"
+            )

@@ -13,6 +13,7 @@ from typing import Final
 
 from quotary_verifier.logs.ima_signature import PublicKey
 from quotary_verifier.policy.patterns import Pattern
+from quotary_verifier.policy.tee_rules import TEE_RULES
 from quotary_verifier.wire.frozen import frozen
 
 LINE_PCRS: Final = frozenset({8, 12})
@@ -118,7 +119,7 @@ class WorkloadRules:
     only_models: bool = False
 
 
-RULES: Final = frozenset(
+RULES: Final = TEE_RULES | frozenset(
     {
         *(f"platform.pcrs.{pcr}" for pcr in range(16)),
         "platform.pcrs",

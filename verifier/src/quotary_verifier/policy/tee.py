@@ -7,29 +7,61 @@ Loaded only where a note has such a line, or a policy asks for one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 from quotary_verifier.errors import PolicyError
+from quotary_verifier.evidence.tee.azure import AzureClaims, AzureRules, appraise_azure
+from quotary_verifier.evidence.tee.cca import CcaClaims, CcaRules, appraise_cca
 from quotary_verifier.evidence.tee.lines import TeeRoots
-from quotary_verifier.evidence.tee.nitro import NitroClaims, NitroRules, appraise_nitro
+from quotary_verifier.evidence.tee.nitro import NitroClaims, NitroRules, appraise_nitro, names_image
 from quotary_verifier.evidence.tee.nvidia import NvidiaClaims, NvidiaRules, appraise_nvidia
-from quotary_verifier.evidence.tee.shape import Finding, TeeClaims
+from quotary_verifier.evidence.tee.shape import Finding, Severity, TeeClaims
 from quotary_verifier.evidence.tee.snp import SnpClaims
 from quotary_verifier.evidence.tee.snp_rules import SnpRules, appraise_snp
 from quotary_verifier.evidence.tee.tdx import TdxClaims
 from quotary_verifier.evidence.tee.tdx_rules import TdxRules, appraise_tdx
+from quotary_verifier.policy.tee_rules import WARNABLE
 from quotary_verifier.tlog.hardware import TEE_IDENTIFIERS, tee_name
 from quotary_verifier.wire.frozen import frozen
 
 TEE_NAMES: Final[Mapping[str, str]] = {identifier: tee_name(identifier) for identifier in TEE_IDENTIFIERS}
 """Every identifier that this verifier knows, and the name that policies and verdicts have for it."""
 
+AZURE: Final = "azure"
+"""The name of what is no line: hardware that endorses the AK of a vTPM."""
+
+
+WHOLE_MACHINES: Final = frozenset({"sev-snp", "tdx", "nitro", "cca"})
+"""The kinds whose evidence speaks of a whole machine, so that they can bind the commits of one without a TPM."""
+
+_LAUNCH_RULES: Final[Mapping[str, tuple[str, ...]]] = {
+    "sev-snp": ("measurement", "id-key", "debug"),
+    "tdx": ("mrtd", "debug"),
+    "nitro": ("pcr", "debug", "kind"),
+    "cca": ("rim", "debug", "lifecycle"),
+}
+"""The rules by which a kind says what was launched, and that it stayed so."""
+
+
+@frozen
+class Image:
+    """What a launched image serves, by the policy: these weights and no others.
+
+    `kind`: of the line. `registers`: name, as claims have it, → the values that the image gives it.
+    """
+
+    kind: str
+    weights: bytes
+    registers: Mapping[str, frozenset[bytes]]
+
 
 @frozen
 class TeeRules:
     """The table `[tee]`. `required` has the names of the lines that every note must have; each needs rules.
 
-    A kind without rules is verified and not appraised. `roots` stand in place of the makers' own.
+    A kind without rules is verified and not appraised. `roots` stand in place of the makers' own; for "cca", which has
+    none, they are the keys that the policy brings.
 
     Raises:
         PolicyError: on construction, if a line is required of which nothing is asked.
@@ -40,7 +72,10 @@ class TeeRules:
     tdx: TdxRules | None = None
     nitro: NitroRules | None = None
     nvidia: NvidiaRules | None = None
+    cca: CcaRules | None = None
+    azure: AzureRules | None = None
     roots: TeeRoots = TeeRoots()
+    images: tuple[Image, ...] = ()
 
     def __post_init__(self) -> None:
         for name in sorted(self.required):
@@ -51,14 +86,73 @@ class TeeRules:
 
     def has_rules(self, name: str) -> bool:
         """Whether the policy says which evidence of this kind is accepted."""
-        rules = {"sev-snp": self.snp, "tdx": self.tdx, "nitro": self.nitro, "nvidia": self.nvidia}
+        rules = {
+            "sev-snp": self.snp,
+            "tdx": self.tdx,
+            "nitro": self.nitro,
+            "nvidia": self.nvidia,
+            "cca": self.cca,
+            AZURE: self.azure,
+        }
         return rules.get(name) is not None
 
     def own_root(self, name: str) -> bool:
         """Whether evidence of this kind is verified under a root of the policy's own."""
         roots = self.roots
+        if name == AZURE:
+            return roots.amd is not None or roots.intel is not None
         own = {"sev-snp": roots.amd, "tdx": roots.intel, "nitro": roots.nitro, "nvidia": roots.nvidia}
         return own.get(name) is not None
+
+    def names_launch(self, warned: Mapping[str, int]) -> bool:
+        """Whether a kind of a whole machine is required whose rules name what was launched.
+
+        Rules that only warn do not count, whether or not their date has passed.
+        """
+        snp, tdx, nitro, cca = self.snp, self.tdx, self.nitro, self.cca
+        named = {
+            "sev-snp": snp is not None and not snp.debug and bool(snp.measurements or snp.id_keys),
+            "tdx": tdx is not None and bool(tdx.mr_tds),
+            "nitro": nitro is not None and not nitro.debug and names_image(nitro),
+            "cca": cca is not None and not cca.debug and bool(cca.rims),
+        }
+        return any(
+            named[kind] and not any(_warned(warned, f"tee.{kind}.{rule}") for rule in _LAUNCH_RULES[kind])
+            for kind in self.required & WHOLE_MACHINES
+        )
+
+    def served(self, kind: str, measurements: Mapping[str, bytes]) -> frozenset[bytes]:
+        """Return the weights that images serve whose registers evidence of a kind has."""
+        return frozenset(
+            image.weights
+            for image in self.images
+            if image.kind == kind
+            and all(measurements.get(name) in values for name, values in image.registers.items())
+        )
+
+
+def _warned(warned: Mapping[str, int], rule: str) -> bool:
+    return any(rule == code or rule.startswith(code + ".") for code in warned)
+
+
+def staged(finding: Finding, warned: Mapping[str, int], now: int) -> Finding:
+    """Turn a finding into a warning where its rule, or the nearest one above it, only warns at this time.
+
+    `warned`: codes as `[[warn]]` has them, and until when, in seconds since the epoch.
+    """
+    code = f"tee.{finding.rule}"
+    if finding.severity is Severity.WARN or code not in WARNABLE:
+        return finding
+    while code not in warned:
+        code, dot, _ = code.rpartition(".")
+        if not dot:
+            return finding
+    until = warned[code]
+    if now >= until:
+        return finding
+    date = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    message = f"tee.{finding.rule} only warns: {finding.message}; rejected from {date}"
+    return Finding(finding.rule, Severity.WARN, message)
 
 
 def appraise_tee(claims: TeeClaims, rules: TeeRules) -> tuple[Finding, ...]:
@@ -71,4 +165,8 @@ def appraise_tee(claims: TeeClaims, rules: TeeRules) -> tuple[Finding, ...]:
         return appraise_nitro(claims, rules.nitro)
     if isinstance(claims, NvidiaClaims) and rules.nvidia is not None:
         return appraise_nvidia(claims, rules.nvidia)
+    if isinstance(claims, CcaClaims) and rules.cca is not None:
+        return appraise_cca(claims, rules.cca)
+    if isinstance(claims, AzureClaims) and rules.azure is not None:
+        return appraise_azure(claims, rules.azure)
     return ()

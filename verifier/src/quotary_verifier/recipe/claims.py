@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from quotary_verifier.recipe.commit import CommitFacts
+from quotary_verifier.recipe.commit import AkFacts, CommitFacts
 from quotary_verifier.recipe.leaf import ModelFinding
 from quotary_verifier.recipe.outputs import Match
 from quotary_verifier.recipe.platform import Host, PlatformFacts
@@ -16,7 +16,9 @@ from quotary_verifier.wire.records import Output, Source
 
 if TYPE_CHECKING:
     from quotary_verifier.policy.findings import Appraisal
+    from quotary_verifier.recipe.alone import TeeFacts
     from quotary_verifier.recipe.boot_logs import BootLogs
+    from quotary_verifier.recipe.tee import JudgedTee
 
 _HARDWARE, _MEASURED = ClaimSource.HARDWARE, ClaimSource.MEASURED
 _ENDORSED, _HOST = ClaimSource.ENDORSED, ClaimSource.HOST
@@ -26,15 +28,33 @@ def output_claims(
     record: Output, match: Match, model: ModelFinding | None, commit: CommitFacts
 ) -> tuple[Claim, ...]:
     """Return every claim about one output; call it only where all steps passed."""
-    return (
-        *platform_claims(commit.host, commit.platform),
-        *_commit(commit),
-        *_model(model),
-        *_record(record, match),
-    )
+    return (*commit_claims(commit), *_model(model), *_record(record, match))
 
 
-def platform_claims(host: Host, platform: PlatformFacts) -> Iterator[Claim]:
+def commit_claims(commit: CommitFacts) -> Iterator[Claim]:
+    """Yield every claim about a host and its commit; call it only where all steps passed."""
+    bound = commit.bound
+    if isinstance(bound, AkFacts):
+        yield from platform_claims(bound.host, bound.platform, commit.tees)
+    else:
+        yield from _tee_host(bound)
+    yield Claim("commit", commit.digest.hex(), _HARDWARE)
+    for name in commit.witnessed.names:
+        yield Claim("witness", name, _ENDORSED)
+    if isinstance(bound, AkFacts):
+        yield from boot_claims(bound.platform, bound.boot, bound.appraisal)
+    yield from root_claims(commit.tees, beside_tpm=isinstance(bound, AkFacts))
+
+
+def _tee_host(bound: TeeFacts) -> Iterator[Claim]:
+    """Yield what is known of a host without a TPM besides what its TEEs say: its own word, and whether it is pinned."""
+    yield Claim("host", bound.host.genesis.host, _HOST)
+    yield Claim("origin", bound.host.origin, _HOST)
+    yield Claim("origin_pinned", bound.pinned, _HOST)
+    yield Claim("tpm_kind", "none: the genesis record names no TPM", _HOST)
+
+
+def platform_claims(host: Host, platform: PlatformFacts, tees: tuple[JudgedTee, ...] = ()) -> Iterator[Claim]:
     """Yield the claims about the host, its TPM and its platform; call it only where all steps passed."""
     endorsement = platform.endorsement
     certificate = endorsement.certificate
@@ -48,7 +68,7 @@ def platform_claims(host: Host, platform: PlatformFacts) -> Iterator[Claim]:
         )
         yield Claim("tpm_manufacturer", certificate.tpm_manufacturer, _ENDORSED)
         yield Claim("tpm_model", certificate.tpm_model, _ENDORSED)
-    yield _kind(platform)
+    yield _kind(platform, tees)
     yield Claim("ak_algorithm", platform.key.profile.algorithm, _HARDWARE)
     clock = platform.attest.clock
     yield Claim("boot", f"reset {clock.reset_count}, restart {clock.restart_count}", _HARDWARE)
@@ -62,23 +82,24 @@ def platform_claims(host: Host, platform: PlatformFacts) -> Iterator[Claim]:
     yield Claim("workload_epoch", platform.log.epoch, _MEASURED if platform.pinned else _HOST)
 
 
-def _kind(platform: PlatformFacts) -> Claim:
+def _kind(platform: PlatformFacts, tees: tuple[JudgedTee, ...]) -> Claim:
     if platform.software:
         return Claim("tpm_kind", f"software TPM: {platform.software}", _HOST)
     if platform.endorsement.certificate is not None:
         return Claim("tpm_kind", "a TPM, as the certificate says", _ENDORSED)
+    if any(one.endorses_ak and one.appraised for one in tees):
+        return Claim("tpm_kind", "the vTPM of a confidential VM, whose hardware endorses its key", _ENDORSED)
     return Claim("tpm_kind", "unknown: the origin is pinned and nothing endorses its TPM", _HOST)
 
 
-def _commit(commit: CommitFacts) -> Iterator[Claim]:
-    yield Claim("commit", commit.digest.hex(), _HARDWARE)
-    for name in commit.witnessed.names:
-        yield Claim("witness", name, _ENDORSED)
-    yield from boot_claims(commit.platform, commit.boot, commit.appraisal)
-    if commit.tees:
+def root_claims(tees: tuple[JudgedTee, ...], *, beside_tpm: bool = True) -> Iterator[Claim]:
+    """Yield what TEEs showed, and what the TPM beside them does; their code is loaded only where there are any."""
+    if tees:
         from quotary_verifier.recipe.tee_claims import tee_claims
 
-        yield from tee_claims(commit.tees)
+        if beside_tpm:
+            yield Claim("root", "tpm2-quote: this commit, the PCRs, the workload log and the boot", _HARDWARE)
+        yield from tee_claims(tees)
 
 
 def boot_claims(

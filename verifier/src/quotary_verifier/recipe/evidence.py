@@ -10,7 +10,7 @@ from types import MappingProxyType
 from quotary_verifier.policy.findings import PlatformEvidence
 from quotary_verifier.policy.model import PlatformRules, Policy
 from quotary_verifier.recipe.appraisal import platform_evidence
-from quotary_verifier.recipe.commit import judge_commit, open_commit
+from quotary_verifier.recipe.commit import AkFacts, ByTees, judge_commit, open_commit
 from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.leaf import check_inclusion, check_range
 from quotary_verifier.recipe.outcome import failed
@@ -56,8 +56,13 @@ def _judge(run: Run, policy: Policy, attestation: bytes, at: int, logs: GivenLog
     run.do(Step.INCLUSION, check_inclusion, leaf, parsed.index, parsed.path, opened.checkpoint)
     run.do(Step.QUOTE_RANGE, check_range, parsed.index, opened.first, opened.checkpoint.size)
     judged = judge_commit(run, policy, parsed, opened, at, logs)
-    facts = judged.facts
-    if facts is None or run.quoted is None:
+    bound, facts = opened.bound, judged.facts
+    if isinstance(bound, ByTees):
+        run.could_not(Step.PLATFORM, "the genesis record names no TPM: there are no PCRs or logs to appraise")
+    if facts is None or run.quoted is None or isinstance(bound, ByTees):
         return None
-    attest, named = opened.quote.attest, parsed.boot_logs
-    return platform_evidence(facts.host, attest, run.quoted, facts.platform, judged.log, named, facts.boot)
+    assert isinstance(facts.bound, AkFacts)  # as the commit was opened
+    platform, boot = facts.bound.platform, facts.bound.boot
+    return platform_evidence(
+        bound.host, bound.quote.attest, run.quoted, platform, platform.log, parsed.boot_logs, boot
+    )

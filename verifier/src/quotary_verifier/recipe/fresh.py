@@ -6,6 +6,7 @@ It speaks for no output. What its quote binds is a digest of its own kind, so ne
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.appraisal import judge_platform_rules
-from quotary_verifier.recipe.claims import boot_claims, platform_claims
+from quotary_verifier.recipe.claims import boot_claims, platform_claims, root_claims
 from quotary_verifier.recipe.commit import boot_logs
 from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.outcome import failed, host_notices
@@ -29,8 +30,9 @@ from quotary_verifier.wire.fresh import FreshQuote
 if TYPE_CHECKING:
     from quotary_verifier.policy.findings import Appraisal
     from quotary_verifier.recipe.boot_logs import BootLogs
+    from quotary_verifier.recipe.tee import JudgedTee
 
-    Judged = tuple[PlatformFacts, BootLogs | None, Appraisal | None]
+    Judged = tuple[PlatformFacts, BootLogs | None, Appraisal | None, tuple[JudgedTee, ...]]
 
 _NO_OUTPUT = "a fresh quote speaks of no output and no commit"
 _ABSENT = (
@@ -96,21 +98,43 @@ def _judge(
     log, facts = judge_platform(run, policy, host, quote, digest, fresh.support.chain_before, at, None)
     boot = boot_logs(run, logs, GivenLogs({}), host, "a fresh quote carries none, and none was handed in")
     appraisal = judge_platform_rules(run, policy, host, quote.attest, facts, log, logs, boot, at)
-    if policy.tee is not None and policy.tee.required:
-        required = ", ".join(sorted(policy.tee.required))
-        run.fail(Step.TEE, f"the policy requires evidence of {required}, and a fresh quote carries none")
-    run.skip(Step.TEE, "a fresh quote carries none")
-    return None if facts is None else (facts, boot, appraisal)
+    tees = _tees(run, policy, host, fresh, digest, at)
+    return None if facts is None else (facts, boot, appraisal, tees)
+
+
+def _tees(
+    run: Run, policy: Policy, host: Host, fresh: FreshQuote, digest: bytes, at: int
+) -> tuple[JudgedTee, ...]:
+    """Do step `tee`: there are no lines here, but the AK may be endorsed by its hardware all the same."""
+    endorsements = fresh.support.endorsements
+    required = frozenset() if policy.tee is None else policy.tee.required
+    if not endorsements and not required:
+        run.skip(Step.TEE, "a fresh quote carries none")
+        return ()
+    from quotary_verifier.evidence.tee.lines import Bound
+    from quotary_verifier.policy.tee import AZURE
+    from quotary_verifier.recipe.tee import EndorsedAk, judge_tees
+
+    if lines := required - {AZURE}:
+        named = ", ".join(sorted(lines))
+        run.fail(Step.TEE, f"the policy requires evidence of {named}, and a fresh quote carries none")
+    bound = Bound(digest, hashlib.sha256(fresh.genesis).digest())
+    endorsed = (EndorsedAk(host.public, endorsements),) if endorsements else ()
+    return judge_tees(run, policy, endorsed, bound, at)
 
 
 def _report(run: Run, policy: Policy, host: Host, judged: Judged, at: int) -> Report:
-    facts, boot, appraisal = judged
+    facts, boot, appraisal, tees = judged
     return Report(
         outcome=Outcome.VERIFIED,
         checks=in_order(run.checks),
         at=at,
         policy=policy.digest.hex(),
-        claims=(*platform_claims(host, facts), *boot_claims(facts, boot, appraisal)),
+        claims=(
+            *platform_claims(host, facts, tees),
+            *boot_claims(facts, boot, appraisal),
+            *root_claims(tees),
+        ),
         tolerances=tuple(run.tolerances),
         not_understood=tuple(run.not_understood),
         notices=(*run.notices, *host_notices(facts)),

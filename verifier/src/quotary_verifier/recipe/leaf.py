@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.logs.workload import TYPE_MODEL, LoggedEvent, WorkloadLog
 from quotary_verifier.policy.model import Policy
@@ -26,6 +28,67 @@ class ModelFinding:
     opaque: bool
 
 
+class ModelSource(Protocol):
+    """What a commit shows of the models that its host serves."""
+
+    def find(self, policy: Policy, claim: ModelClaim, /) -> ModelFinding:
+        """Return how far a record's claim can be relied on. EvidenceError where what is shown says otherwise."""
+
+
+@frozen
+class LoggedModels:
+    """The models of a workload log that replays to a quoted PCR."""
+
+    log: WorkloadLog
+
+    def find(self, policy: Policy, claim: ModelClaim) -> ModelFinding:
+        """Hold the claim against the event that it cites, which must be of the epoch in force.
+
+        Raises:
+            EvidenceError: it is not, or says something else.
+        """
+        if claim.event is None:
+            raise EvidenceError("the record cites no event of the workload log, and the origin has a TPM")
+        logged = self.log.find(claim.event)
+        if logged is None:
+            raise EvidenceError(f"event {claim.event} of the workload log is not of the epoch in force")
+        if logged.digest != claim.event_digest:
+            raise EvidenceError(
+                f"event {claim.event} of the workload log has another digest than the record cites"
+            )
+        if logged.event is None:
+            return ModelFinding(claim, ClaimSource.HOST, opaque=True)
+        _fits(claim, logged)
+        # A log that replays shows what its writer wrote; only pinned platform state says who the writer was.
+        measured = policy.pins_the_writer and claim.link is not Link.CONFIGURED
+        return ModelFinding(claim, ClaimSource.MEASURED if measured else ClaimSource.HOST, opaque=False)
+
+
+@frozen
+class ImageModels:
+    """The weights that the measured images of an origin without a TPM serve, by the policy; none if it names none."""
+
+    weights: frozenset[bytes]
+
+    def find(self, _: Policy, claim: ModelClaim) -> ModelFinding:
+        """Hold the claim against what the images serve.
+
+        Raises:
+            EvidenceError: they serve other weights, or the claim cites a log that the origin cannot have.
+        """
+        if claim.event is not None:
+            raise EvidenceError(
+                "the record cites an event of a workload log, and the origin has no TPM to hold one"
+            )
+        if self.weights and claim.weights not in self.weights:
+            raise EvidenceError(
+                f"the image that was launched does not serve the weights {claim.weights.hex()}"
+            )
+        # A configured engine may stand outside of the guest, whatever the image serves itself.
+        measured = bool(self.weights) and claim.link is not Link.CONFIGURED
+        return ModelFinding(claim, ClaimSource.MEASURED if measured else ClaimSource.HOST, opaque=False)
+
+
 def check_inclusion(leaf: bytes, index: int, path: bytes, checkpoint: Checkpoint) -> None:
     """Check that the leaf is in the commit's tree; raises EvidenceError or MalformedError."""
     verify_inclusion(leaf, index, checkpoint.size, path, checkpoint.root)
@@ -47,15 +110,14 @@ def check_range(index: int, first: int, size: int) -> None:
         )
 
 
-def check_model(policy: Policy, record: Output, log: WorkloadLog) -> ModelFinding | None:
-    """Check the model that the record claims against the workload log and the policy.
+def check_model(policy: Policy, record: Output, models: ModelSource) -> ModelFinding | None:
+    """Check the model that the record claims against what the commit shows and the policy.
 
     Raises:
-        EvidenceError: the event is not of the epoch in force, says something else, or the policy does not allow
-            this model.
+        EvidenceError: something else is shown, or the policy does not allow this model.
     """
     claim = record.model
-    finding = None if claim is None else _find(policy, claim, log)
+    finding = None if claim is None else models.find(policy, claim)
     if not policy.models:
         return finding
     if claim is None or finding is None:
@@ -75,24 +137,6 @@ def check_model(policy: Policy, record: Output, log: WorkloadLog) -> ModelFindin
     if finding.opaque and any(allowed.weights for allowed in policy.models):
         raise EvidenceError("the event that measured the model is opaque, so its weights are not shown")
     return finding
-
-
-def _find(policy: Policy, claim: ModelClaim, log: WorkloadLog) -> ModelFinding:
-    if claim.event is None:
-        raise EvidenceError("the record cites no event of the workload log, and the origin has a TPM")
-    logged = log.find(claim.event)
-    if logged is None:
-        raise EvidenceError(f"event {claim.event} of the workload log is not of the epoch in force")
-    if logged.digest != claim.event_digest:
-        raise EvidenceError(
-            f"event {claim.event} of the workload log has another digest than the record cites"
-        )
-    if logged.event is None:
-        return ModelFinding(claim, ClaimSource.HOST, opaque=True)
-    _fits(claim, logged)
-    # A log that replays shows what its writer wrote; only pinned platform state says who the writer was.
-    measured = policy.pins_the_writer and claim.link is not Link.CONFIGURED
-    return ModelFinding(claim, ClaimSource.MEASURED if measured else ClaimSource.HOST, opaque=False)
 
 
 def _fits(claim: ModelClaim, logged: LoggedEvent) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from quotary_verifier.errors import NotChecked, Rejected
 from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.commit import AkFacts, CommitFacts
 from quotary_verifier.recipe.platform import PlatformFacts
 from quotary_verifier.recipe.run import Run
 from quotary_verifier.recipe.verdict import Outcome, Report, in_order
@@ -25,6 +26,11 @@ def failed(run: Run, at: int, policy: Policy) -> Rejected | NotChecked:
     )
     kind = Rejected if rejected else NotChecked
     return kind(f"{failing}: {run.reason}", report)
+
+
+def commit_notices(commit: CommitFacts) -> tuple[str, ...]:
+    """Return what a reader has to know about how the host of a commit is vouched for, besides the run's notices."""
+    return host_notices(commit.bound.platform) if isinstance(commit.bound, AkFacts) else ()
 
 
 def host_notices(platform: PlatformFacts) -> tuple[str, ...]:

@@ -48,6 +48,14 @@ class Host:
 
 
 @frozen
+class TeeHost:
+    """What a genesis record without a TPM says of itself."""
+
+    genesis: Genesis
+    origin: str
+
+
+@frozen
 class ReadQuote:
     """A quote that was parsed and nothing more, with the support that goes with it."""
 
@@ -74,18 +82,31 @@ class PlatformFacts:
     pinned: bool
 
 
-def read_host(record: bytes) -> Host:
-    """Read a genesis record and the AK in it.
+def read_origin(record: bytes) -> Host | TeeHost:
+    """Read a genesis record, and the AK in it if it names one.
 
     Raises:
         MalformedError: it is none, or its AK is no TPMT_PUBLIC.
-        UnsupportedError: its version or its AK's algorithm is unknown, or it has no TPM.
+        UnsupportedError: its version or its AK's algorithm is unknown.
     """
     genesis = Genesis.decode(record)
     if genesis.tpm is None:
-        raise UnsupportedError("the origin has no TPM, and this version verifies TEE lines beside a TPM only")
+        return TeeHost(genesis, genesis.origin(record))
     public = parse_public(genesis.tpm.ak)
     return Host(genesis, genesis.origin(record), genesis.tpm, public, public.to_spki_der())
+
+
+def read_host(record: bytes) -> Host:
+    """Read a genesis record and the AK in it, for what is asked of a TPM only.
+
+    Raises:
+        MalformedError: it is none, or its AK is no TPMT_PUBLIC.
+        UnsupportedError: its version or its AK's algorithm is unknown, or it names no TPM.
+    """
+    host = read_origin(record)
+    if isinstance(host, TeeHost):
+        raise UnsupportedError("the genesis record names no TPM, and this is asked of a TPM only")
+    return host
 
 
 def read_quote(public: Public, support: TpmSupport, evidence: bytes) -> ReadQuote:

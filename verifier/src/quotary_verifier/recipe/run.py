@@ -57,6 +57,19 @@ class Run:
         Raises:
             Stopped: the step failed.
         """
+        return self._do(step, function, args, whole=True)
+
+    def begin(self, step: Step, function: Callable[..., T], *args: object) -> T | None:
+        """Do the first part of a step, which has not passed with it; in all else as `do`.
+
+        Raises:
+            Stopped: the step failed.
+        """
+        return self._do(step, function, args, whole=False)
+
+    def _do(
+        self, step: Step, function: Callable[..., T], args: tuple[object, ...], *, whole: bool
+    ) -> T | None:
         try:
             value = function(*args)
         except (MalformedError, EvidenceError) as error:
@@ -64,7 +77,8 @@ class Run:
         except UnsupportedError as error:
             self.could_not(step, str(error))
             return None
-        self.outcomes.append((step, CheckState.PASSED, ""))
+        if whole:
+            self.outcomes.append((step, CheckState.PASSED, ""))
         return value
 
     def fail(self, step: Step, why: str) -> None:

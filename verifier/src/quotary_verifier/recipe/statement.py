@@ -14,11 +14,11 @@ from typing import Final
 
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.policy.model import Policy
-from quotary_verifier.recipe.claims import platform_claims
+from quotary_verifier.recipe.claims import commit_claims
 from quotary_verifier.recipe.commit import CommitFacts, judge_commit, open_commit
 from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.leaf import check_inclusion, check_range
-from quotary_verifier.recipe.outcome import failed, host_notices
+from quotary_verifier.recipe.outcome import commit_notices, failed
 from quotary_verifier.recipe.run import Run, Stopped
 from quotary_verifier.recipe.steps import Step
 from quotary_verifier.recipe.verdict import (
@@ -126,7 +126,7 @@ def verify_statement(
     for step in _ABSENT:
         run.skip(step, _NO_OUTPUT)
     verdict = make_verdict(lambda: _report(run, policy, facts, record, declaration, at))
-    return VerifiedStatement(_TOKEN, facts.host.origin, parsed.index, record, declaration, verdict)
+    return VerifiedStatement(_TOKEN, facts.bound.host.origin, parsed.index, record, declaration, verdict)
 
 
 def _decode(attestation: bytes) -> tuple[Attestation, Statement, Declaration]:
@@ -144,12 +144,11 @@ def _report(
         at=at,
         policy=policy.digest.hex(),
         claims=(
-            *platform_claims(facts.host, facts.platform),
-            Claim("commit", facts.digest.hex(), ClaimSource.HARDWARE),
+            *commit_claims(facts),
             Claim("statement", declaration.text, ClaimSource.HOST),
             Claim("time_ms", record.time, ClaimSource.HOST),
         ),
         tolerances=tuple(run.tolerances),
         not_understood=tuple(run.not_understood),
-        notices=(*run.notices, *host_notices(facts.platform), NEWEST),
+        notices=(*run.notices, *commit_notices(facts), NEWEST),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from quotary_verifier.evidence.tee.azure import AZURE_SETTINGS, AzureClaims
+from quotary_verifier.evidence.tee.cca import DEBUG_STATES, CcaClaims
 from quotary_verifier.evidence.tee.nitro import KIND_TPM, NitroClaims
 from quotary_verifier.evidence.tee.nvidia import NvidiaClaims
 from quotary_verifier.evidence.tee.shape import TeeClaims
@@ -12,24 +14,24 @@ from quotary_verifier.evidence.tee.snp import SnpClaims
 from quotary_verifier.evidence.tee.snp_report import Policy as GuestPolicy
 from quotary_verifier.evidence.tee.snp_report import Tcb
 from quotary_verifier.evidence.tee.tdx import TdxClaims
-from quotary_verifier.recipe.tee import JudgedTee
+from quotary_verifier.recipe.tee import JudgedTee, said_of
 from quotary_verifier.recipe.verdict import Claim, ClaimSource
 
-_HARDWARE, _ENDORSED = ClaimSource.HARDWARE, ClaimSource.ENDORSED
+_HARDWARE, _ENDORSED, _HOST = ClaimSource.HARDWARE, ClaimSource.ENDORSED, ClaimSource.HOST
 _DEBUG = 0xFF
 
 Said = Iterator[tuple[str, str | int | bool]]
 
 
 def tee_claims(judged: Iterable[JudgedTee]) -> Iterator[Claim]:
-    """Yield what each root on the note contributes, then all that each TEE line says; a device with each its number."""
+    """Yield what each TEE on the note contributes, then all that each line says; a device with each its number."""
     lines = tuple(judged)
-    yield Claim("root", "tpm2-quote: this commit, the PCRs, the workload log and the boot", _HARDWARE)
     for line in lines:
-        yield Claim("root", f"{line.name}: {_contribution(line)}", _HARDWARE)
+        if line.claims:
+            yield Claim("root", f"{line.name}: {_contribution(line)}", _HARDWARE)
     for line in lines:
-        said = "accepted by the policy's rules" if line.appraised else "verified, not appraised"
-        yield Claim(f"tee.{line.name}", said, _HARDWARE)
+        said = "accepted by the policy's rules" if said_of(line) == "accepted" else said_of(line)
+        yield Claim(f"tee.{line.name}", said, _HARDWARE if line.claims else _HOST)
         for number, device in enumerate(line.claims):
             yield from device_claims(
                 f"tee.{line.name}." + (f"{number}." if len(line.claims) > 1 else ""), device
@@ -38,6 +40,8 @@ def tee_claims(judged: Iterable[JudgedTee]) -> Iterator[Claim]:
 
 def _contribution(line: JudgedTee) -> str:
     first = line.claims[0]
+    if isinstance(first, AzureClaims):
+        return "the attestation key, which its hardware endorses as that of the confidential vm's vtpm"
     if isinstance(first, NvidiaClaims):
         count = len(line.claims)
         return f"this commit was answered by {count} genuine device{'' if count == 1 else 's'}"
@@ -70,12 +74,33 @@ def _said(claims: TeeClaims) -> Said:
         yield "module", claims.document.module_id
         yield "debug", claims.debug
         yield "signed_time_ms", claims.document.timestamp
+    elif isinstance(claims, AzureClaims):
+        yield from _azure(claims)
     elif isinstance(claims, NvidiaClaims):
         yield "model", claims.model or "unknown"
         yield "driver", claims.report.driver
         yield "vbios", claims.report.vbios
+    elif isinstance(claims, CcaClaims):
+        token = claims.token
+        yield "profile", token.profile
+        yield "lifecycle", f"0x{token.lifecycle:x}, {token.state.name.lower().replace('_', ' ')}"
+        yield "debug", token.state in DEBUG_STATES
+        yield "hash", token.hash_name
+        yield "personalization", token.personalization.hex()
+        yield "implementation", token.implementation.hex()
+        yield "components", ", ".join(f"{one.name} {one.measurement.hex()}" for one in token.components)
     if claims.device is not None and not isinstance(claims, NitroClaims):
         yield "device", claims.device.hex()
+
+
+def _azure(claims: AzureClaims) -> Said:
+    """Yield what the paravisor says of the vm, and what the hardware's report says of the paravisor."""
+    yield "hardware", claims.hardware.kind
+    for name, setting in AZURE_SETTINGS.items():
+        value = claims.report.settings.get(setting)
+        if value is not None:
+            yield name, value
+    yield from _snp(claims.hardware) if isinstance(claims.hardware, SnpClaims) else _tdx(claims.hardware)
 
 
 def _snp(claims: SnpClaims) -> Said:

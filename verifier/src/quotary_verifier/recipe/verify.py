@@ -13,20 +13,20 @@ from dataclasses import field
 from functools import partial
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
-from quotary_verifier.logs.workload import WorkloadLog
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.claims import output_claims
 from quotary_verifier.recipe.commit import CommitFacts, judge_commit, open_commit
 from quotary_verifier.recipe.given_logs import GivenLogs
 from quotary_verifier.recipe.leaf import (
     ModelFinding,
+    ModelSource,
     check_freshness,
     check_inclusion,
     check_model,
     check_range,
     check_state,
 )
-from quotary_verifier.recipe.outcome import failed, host_notices
+from quotary_verifier.recipe.outcome import commit_notices, failed
 from quotary_verifier.recipe.outputs import HashedBody, Match, check_nonce, check_request, match_output
 from quotary_verifier.recipe.run import NOT_ASKED, Run, Stopped
 from quotary_verifier.recipe.steps import Step
@@ -105,7 +105,7 @@ def _verify(
             raise failed(run, question.at, policy)
         _place_steps(run, parsed, opened.checkpoint, opened.first)
         judged = judge_commit(run, policy, parsed, opened, question.at, logs)
-        model = _leaf_steps(run, question, policy, record, judged.log, judged.witnessed)
+        model = _leaf_steps(run, question, policy, record, judged.models, judged.witnessed)
     except Stopped:
         raise failed(run, question.at, policy) from None
     commit = judged.facts
@@ -170,11 +170,11 @@ def _leaf_steps(
     question: Question,
     policy: Policy,
     record: Output,
-    log: WorkloadLog | None,
+    models: ModelSource | None,
     seen: Witnessed | None,
 ) -> ModelFinding | None:
     """Do the steps on what the record says; where what they need is missing, another step could not be done."""
-    model = None if log is None else run.do(Step.MODEL, check_model, policy, record, log)
+    model = None if models is None else run.do(Step.MODEL, check_model, policy, record, models)
     given = bool(_nonces(question, policy))
     if not (given or policy.freshness.nonce or policy.freshness.max_age):
         run.skip(Step.FRESHNESS, "the policy demands nothing, and no nonce was given")
@@ -199,7 +199,7 @@ def _report(
     notices = list(run.notices)
     if not commit.witnessed.names:
         notices.append(NO_WITNESS)
-    notices += host_notices(commit.platform)
+    notices += commit_notices(commit)
     return Report(
         outcome=Outcome.VERIFIED,
         checks=in_order(run.checks),
@@ -239,6 +239,7 @@ class VerifiedCommit:
         "_at",
         "_commit",
         "_logs",
+        "_models",
         "_notices",
         "_outcomes",
         "_policy",
@@ -255,6 +256,7 @@ class VerifiedCommit:
         # What a later checkpoint shows holds for the one leaf whose path came with it.
         self._alone = bool(parsed.later)
         self._commit = commit
+        self._models = commit.bound.models
         self._shared = SharedParts(parsed)
         self._outcomes = [outcome for outcome in run.outcomes if outcome[0] not in _LEAF_STEPS]
         self._notices = list(run.notices)
@@ -284,7 +286,7 @@ class VerifiedCommit:
                 check_nonce(record, nonce)
             check_inclusion(_leaf(parsed.record), parsed.index, parsed.path, commit.checkpoint)
             check_range(parsed.index, commit.first, commit.checkpoint.size)
-            model = check_model(policy, record, commit.platform.log)
+            model = check_model(policy, record, self._models)
             check_freshness(policy, record, commit.witnessed, question.at, bool(nonces))
         except (MalformedError, EvidenceError, UnsupportedError):
             return self._in_full(attestation, question)
@@ -311,8 +313,7 @@ class VerifiedCommit:
         run.passed(Step.DECODE)
         _output_steps(run, question, self._policy, parsed, record)
         commit = self._commit
-        if commit.appraisal is not None:
-            run.tolerances += commit.appraisal.tolerances
+        run.tolerances += commit.tolerances
         _place_steps(run, parsed, commit.checkpoint, commit.first)
-        _leaf_steps(run, question, self._policy, record, commit.platform.log, commit.witnessed)
+        _leaf_steps(run, question, self._policy, record, self._models, commit.witnessed)
         return _report(run, question, self._policy, record, match, model, self._commit)

@@ -11,7 +11,7 @@ from quotary_verifier.tlog.merkle import leaf_hash, verify_inclusion
 from quotary_verifier.tlog.note import TYPE_ED25519, Note, key_id, parse_note, verify_ed25519
 from quotary_verifier.wire.attestation import Attestation, LaterCheckpoint
 from quotary_verifier.wire.frozen import frozen
-from quotary_verifier.wire.records import entry_of
+from quotary_verifier.wire.records import Genesis, entry_of
 
 
 @frozen
@@ -27,22 +27,31 @@ class Witnessed:
     names: tuple[str, ...]
 
 
-def verify_own_line(note: Note, origin: str, note_key: bytes) -> bytes:
+def verify_own_line(note: Note, origin: str, genesis: Genesis) -> bytes:
     """Verify the log's own Ed25519 line where the note has one, and return the key id that it has or would have.
 
     Raises:
-        EvidenceError: it is false, or stands there twice.
+        EvidenceError: it is false, stands there twice, or is missing where the origin has no AK.
         MalformedError: it has no signature's length.
     """
-    own = key_id(origin, TYPE_ED25519, note_key)
+    own = key_id(origin, TYPE_ED25519, genesis.note_key)
     line = note.line(origin, own)
     if line is not None:
-        verify_ed25519(note.text, line.payload, note_key)
+        verify_ed25519(note.text, line.payload, genesis.note_key)
+    elif genesis.tpm is None:
+        raise EvidenceError(
+            "the genesis record names no AK, and a note lacks the Ed25519 line of its note key"
+        )
     return own
 
 
 def witnessed(
-    policy: Policy, origin: str, note_key: bytes, note: Note, checkpoint: Checkpoint, attestation: Attestation
+    policy: Policy,
+    origin: str,
+    genesis: Genesis,
+    note: Note,
+    checkpoint: Checkpoint,
+    attestation: Attestation,
 ) -> Witnessed:
     """Verify the cosignatures on the commit's note and on each later checkpoint.
 
@@ -56,7 +65,7 @@ def witnessed(
         return Witnessed(None, None, ())
     notes = [note]
     for later in attestation.later:
-        notes.append(_later_note(origin, note_key, checkpoint, attestation, later))
+        notes.append(_later_note(origin, genesis, checkpoint, attestation, later))
     times: list[int] = []
     note_time = None
     names: set[str] = set()
@@ -75,10 +84,10 @@ def witnessed(
 
 
 def _later_note(
-    origin: str, note_key: bytes, checkpoint: Checkpoint, attestation: Attestation, later: LaterCheckpoint
+    origin: str, genesis: Genesis, checkpoint: Checkpoint, attestation: Attestation, later: LaterCheckpoint
 ) -> Note:
     note = parse_note(later.note)
-    verify_own_line(note, origin, note_key)
+    verify_own_line(note, origin, genesis)
     head = parse_checkpoint(note.text, origin=origin)
     if head.size < checkpoint.size:
         raise EvidenceError("a later checkpoint is of a smaller tree than the commit's")

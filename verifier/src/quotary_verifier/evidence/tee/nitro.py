@@ -33,6 +33,8 @@ CLOCK_SKEW: Final = timedelta(minutes=5)
 
 _DIGEST_BYTES: Final = 32
 _IMAGE_PCRS: Final = (0, 1, 2)
+_ENCLAVE_IMAGE: Final = frozenset({0, 8})
+_INSTANCE_IMAGE: Final = 4
 _SHOWN: Final = ("user-data", "nonce", "signature", "chain", "signed-time")
 _NOT_SHOWN: Final = ("revocation",)
 
@@ -153,6 +155,14 @@ class NitroRules:
     pcrs: Mapping[int, frozenset[bytes]] | None = None
     modules: frozenset[str] | None = None
     max_age: timedelta | None = None
+
+
+def names_image(rules: NitroRules) -> bool:
+    """Whether the rules name, for each kind that they accept, what was started: an enclave's image or who signed it
+    (PCR 0, 8), an instance's boot loader or kernel (PCR 4)."""
+    named = set(rules.pcrs or {})
+    enclave = KIND_ENCLAVE not in rules.kinds or bool(named & _ENCLAVE_IMAGE)
+    return enclave and (KIND_TPM not in rules.kinds or _INSTANCE_IMAGE in named)
 
 
 def appraise_nitro(claims: NitroClaims, rules: NitroRules) -> tuple[Finding, ...]:
