@@ -80,6 +80,14 @@ def test_a_platform_may_sign_by_p256_and_is_found_among_several_keys() -> None:
         verified(small, platform_key(), platform_key(RAK))
 
 
+def test_a_key_signs_by_the_algorithm_of_its_own_curve_alone() -> None:
+    made = token(
+        tokens={44234: sign1(platform_claims(), SMALL)}
+    )  # ES384 by a key on P-256, halves padded to 48 bytes
+    with pytest.raises(EvidenceError, match="no platform key that was given"):
+        verified(made, platform_key(SMALL))
+
+
 def test_without_a_platform_key_the_claims_say_so_and_no_rules_accept_them() -> None:
     claims = verify_cca(token(), (), challenge=BOUND)
     assert claims.not_shown == ("platform-signature", "revocation")
