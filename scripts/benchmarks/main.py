@@ -135,6 +135,10 @@ FIGURES: dict[str, tuple[Bar | None, Callable[[Bench], Measured]]] = {
     ),
     "snp_verify_ratio": (Bar(2, at_least=False), lambda bench: tee_verifying.snp(bench.rounds)),
     "tdx_verify_ratio": (Bar(2, at_least=False), lambda bench: tee_verifying.tdx(bench.rounds)),
+    "azure_verify_ratio": (Bar(2, at_least=False), lambda bench: tee_verifying.azure(bench.rounds)),
+    "nitro_verify_ratio": (Bar(2, at_least=False), lambda bench: tee_verifying.nitro(bench.rounds)),
+    "nvidia_verify_ratio": (Bar(2, at_least=False), lambda bench: tee_verifying.nvidia(bench.rounds)),
+    "cca_verify_ratio": (Bar(2, at_least=False), lambda bench: tee_verifying.cca(bench.rounds)),
     "measure_ratio": (
         None,
         lambda bench: measuring_files.ratio(bench.subfolder(), bench.rounds, shard_bytes=bench.shard_bytes),

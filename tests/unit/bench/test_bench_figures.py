@@ -144,6 +144,10 @@ def test_every_bar_of_the_design_is_there() -> None:
         "audit_leaves_per_s": ">= 1000000",
         "snp_verify_ratio": "<= 2",
         "tdx_verify_ratio": "<= 2",
+        "azure_verify_ratio": "<= 2",
+        "nitro_verify_ratio": "<= 2",
+        "nvidia_verify_ratio": "<= 2",
+        "cca_verify_ratio": "<= 2",
     }
     assert figures.ROUNDS >= 7
 

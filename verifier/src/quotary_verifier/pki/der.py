@@ -9,6 +9,8 @@ from typing import Final
 from quotary_verifier.errors import MalformedError
 
 _VERSION: Final = 0xA0
+_SHORT: Final = 0x7F
+_LONG: Final = 0x80
 
 
 def header(data: bytes, at: int) -> tuple[int, int, int]:
@@ -31,7 +33,9 @@ def elements(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Tag and content of each element; MalformedError unless they fill the bytes."""
     at, end = 0, len(data)
     while at < end:
-        tag, size, content = header(data, at)
+        tag, size, content = data[at], data[at + 1] if at + 1 < end else _LONG, at + 2
+        if size > _SHORT or tag & 0x1F == 0x1F:  # else this is what `header` says, and most of what there is
+            tag, size, content = header(data, at)
         at = content + size
         if at > end:
             raise MalformedError("a certificate is truncated")

@@ -48,7 +48,8 @@ _SEQUENCE: Final = 0x30
 _OID: Final = b"\x06"
 _NUMBERS: Final = (0x02, 0x0A)  # INTEGER, ENUMERATED
 _OCTETS: Final = 0x04
-_COMPONENTS: Final = 16
+_COMPONENTS: Final = tuple(bytes((2, number)) for number in range(1, 17))
+_ABSENT: Final = (None, b"")
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 _PEM: Final = re.compile(
     rb"(?:-----BEGIN CERTIFICATE-----\r?\n(?:[A-Za-z0-9+/=]++\r?\n)++-----END CERTIFICATE-----[\r\n]*+)++\0*+",
@@ -199,7 +200,7 @@ def read_pck(path: IntelPath) -> Pck:
     assert isinstance(extension, x509.UnrecognizedExtension)  # as the library does not know it
     fields = _fields(_only(extension.value, _SEQUENCE))
     tcb = _fields(_typed(fields, b"\x02", _SEQUENCE))
-    levels = tuple(_small(tcb, b"\x02" + bytes((number,))) for number in range(1, _COMPONENTS + 1))
+    levels = tuple([_small(tcb, name) for name in _COMPONENTS])
     return Pck(
         ppid=_octets(fields, b"\x01", 16),
         components=levels,
@@ -239,12 +240,16 @@ def _only(data: bytes, tag: int) -> bytes:
 
 
 def _typed(fields: _Fields, name: bytes, *tags: int) -> bytes:
-    tag, content = fields.get(name, (None, b""))
+    tag, content = fields.get(name, _ABSENT)
     if tag not in tags:
-        raise MalformedError(
-            f"the pck certificate's extension lacks value {'.'.join(str(part) for part in name)}"
-        )
+        raise _lacking(name)
     return content
+
+
+def _lacking(name: bytes) -> MalformedError:
+    return MalformedError(
+        f"the pck certificate's extension lacks value {'.'.join(str(part) for part in name)}"
+    )
 
 
 def _octets(fields: _Fields, name: bytes, size: int) -> bytes:
@@ -257,7 +262,9 @@ def _octets(fields: _Fields, name: bytes, size: int) -> bytes:
 
 
 def _small(fields: _Fields, name: bytes) -> int:
-    content = _typed(fields, name, *_NUMBERS)
+    tag, content = fields.get(name, _ABSENT)
+    if tag not in _NUMBERS:
+        raise _lacking(name)
     if not 1 <= len(content) <= 3 or content[0] & 0x80:
         raise MalformedError(f"value {'.'.join(str(part) for part in name)} of a pck is no small number")
     return int.from_bytes(content, "big")
