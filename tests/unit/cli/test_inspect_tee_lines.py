@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tee_defects import LAUNCH, POLICY, bound, snp, tdx, without_line
+from cca_tokens import pem_key, platform_key
+from tee_defects import LAUNCH, POLICY, ROOTS, bound, snp, tdx, without_line
 
 from quotary_cli.main import run
 from quotary_verifier.wire.attestation import Attestation
@@ -67,6 +68,44 @@ def test_a_verdict_on_the_command_line_names_each_root_and_what_a_missing_one_me
         assert wanted in " ".join((said.out + said.err).split())
 
 
+def test_people_see_at_once_what_each_root_contributes_how_it_was_judged_and_that_a_guest_is_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge = bound(tdx, snp({0x08: (0x30000 | 1 << 19).to_bytes(8, "little")}))
+    (tmp_path / "out").write_bytes(forge.body)
+    (tmp_path / "out.attestation").write_bytes(forge.attestation().encode())
+    (tmp_path / "policy.toml").write_text(forge.policy(ROOTS))
+    arguments = ["verify", str(tmp_path / "out"), "--at", WHEN, "--policy", str(tmp_path / "policy.toml")]
+    assert run(arguments) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "root tpm2-quote: this commit, the PCRs, the workload log and the boot [hardware]" in lines
+    assert (
+        "root sev-snp: this commit, and the launch of the confidential guest that asked for it [hardware]"
+        in lines
+    )
+    assert "tee.sev-snp verified, not appraised [hardware]" in lines
+    assert "tee.tdx verified, not appraised [hardware]" in lines
+    assert "tee.sev-snp.debug True [hardware]" in lines
+    assert not any(line.startswith(("tee.tdx.debug", "tee.sev-snp.launch")) for line in lines)
+    assert run([*arguments, "--explain"]) == 0
+    assert "tee.sev-snp.launch" in capsys.readouterr().out
+
+
+def test_a_rejection_for_a_root_says_where_to_look(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge = bound(snp({0x90: b"\x4e" * 48}))
+    (tmp_path / "out").write_bytes(forge.body)
+    (tmp_path / "out.attestation").write_bytes(forge.attestation().encode())
+    (tmp_path / "policy.toml").write_text(forge.policy(POLICY))
+    assert (
+        run(["verify", str(tmp_path / "out"), "--at", WHEN, "--policy", str(tmp_path / "policy.toml")]) == 1
+    )
+    shown = capsys.readouterr().out
+    assert f"sev-snp: the measurement {'4e' * 48} is not accepted" in shown
+    assert "[tee] of the policy says which it takes" in shown
+
+
 def test_a_policy_is_shown_with_its_rules_on_tees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "policy.toml"
     file.write_text(bound().policy(POLICY + "[tee.nitro]\nmax_age = 60\n"))
@@ -76,3 +115,9 @@ def test_a_policy_is_shown_with_its_rules_on_tees(tmp_path: Path, capsys: pytest
     assert tee["snp"]["generations"] == ["genoa"]
     assert tee["snp"]["measurements"] == [LAUNCH]
     assert (tee["tdx"], tee["nitro"]["max_age"]) == (None, 60)
+    assert (tee["cca"], tee["cca_platform_keys"]) == (None, [])
+    file.write_text(bound().policy(f'[tee.cca]\nkeys = ["""{pem_key()}"""]\nrim = ["{"01" * 32}"]\n'))
+    assert run(["inspect", str(file), "--json"]) == 0
+    tee = json.loads(capsys.readouterr().out)["content"]["tee"]
+    assert tee["cca_platform_keys"] == [platform_key().sha256.hex()]
+    assert (tee["cca"]["rims"], tee["own_roots"]) == (["01" * 32], [])

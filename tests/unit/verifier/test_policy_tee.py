@@ -6,11 +6,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from cca_tokens import RAK, pem_key, platform_key
 from forge import Forge
 from tee_defects import AMD, RULES, pem
 
 from quotary_verifier import PolicyError, load_policy
 from quotary_verifier.evidence.tee.amd_certs import Generation, SigningKey
+from quotary_verifier.evidence.tee.cca import CcaRules
+from quotary_verifier.evidence.tee.cca_token import LEGACY_PROFILE
 from quotary_verifier.evidence.tee.nitro import KIND_ENCLAVE, KIND_TPM, NitroRules
 from quotary_verifier.evidence.tee.nvidia import Architecture, NvidiaRules
 from quotary_verifier.evidence.tee.snp_report import Tcb
@@ -126,18 +129,55 @@ def test_every_key_of_intel_amazon_and_nvidia_becomes_its_rule() -> None:
     )
 
 
+CCA = f'[tee.cca]\nkeys = ["""{pem_key()}"""]\n'
 SNP = '[tee.sev-snp]\ngenerations = ["genoa"]\n'
+
+
+def test_every_key_of_arm_becomes_its_rule_and_its_keys_become_roots() -> None:
+    found = rules(
+        f'[tee]\nrequired = ["cca"]\n[tee.cca]\nkeys = ["""{pem_key()}""", """\n{pem_key(RAK)}"""]\n'
+        f'debug = true\nprofiles = ["{LEGACY_PROFILE}"]\nhashes = ["sha-512"]\nrim = ["{B}"]\n'
+        f'personalizations = ["{"22" * 64}"]\nimplementations = ["{B}"]\ndevices = ["{"01" * 33}"]\n'
+        f'components = ["{B}", "{A}"]\n[tee.cca.rem]\n1 = ["{"33" * 64}"]\n'
+    )
+    assert [key.sha256 for key in found.roots.cca] == [platform_key().sha256, platform_key(RAK).sha256]
+    assert found.cca == CcaRules(
+        debug=True,
+        profiles=frozenset({LEGACY_PROFILE}),
+        hashes=frozenset({"sha-512"}),
+        rims=some(B),
+        rems={1: some("33" * 64)},
+        personalizations=some("22" * 64),
+        implementations=some(B),
+        devices=some("01" * 33),
+        components=some(A, B),
+    )
+    assert rules(CCA).cca == CcaRules()
+    assert rules(CCA).required == frozenset()
+    assert load_policy(FORGE.policy(SNP).encode()).tee.roots.cca == ()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ('[tee]\nrequired = ["sev-snp"]\n', "there is no table tee.sev-snp"),
-        ('[tee]\nrequired = ["tpm"]\n', "tee.required must be among sev-snp, tdx, nitro, nvidia"),
+        ('[tee]\nrequired = ["tpm"]\n', "tee.required must be among sev-snp, tdx, nitro, nvidia, cca"),
         ("[tee]\nrequired = []\n", "tee.required is empty"),
         ("[tee]\nreqired = []\n", "tee.reqired is not a key"),
         ("[tee.sev_snp]\n", "tee.sev_snp is not a key"),
-        ("[tee.cca]\n", "tee.cca is not a key"),
+        ("[tee.cca]\n", "tee.cca.keys must bring the public keys of platforms"),
+        ("[tee.cca]\nkeys = []\n", "tee.cca.keys must bring the public keys of platforms"),
+        ('[tee.cca]\nkeys = ["x"]\n', "tee.cca.keys cannot be used: a public key is one block of pem"),
+        (CCA.replace("-----\n", "-----\n!"), "tee.cca.keys cannot be used: a public key is one block of pem"),
+        (CCA.replace("-----\n", "-----\nA"), "tee.cca.keys cannot be used"),
+        (f'[tee.cca]\nkeys = ["""{pem_key()}""", """{pem_key()}"""]\n', "tee.cca.keys names one key twice"),
+        (f'[tee.cca]\nkeys = ["""{pem_key()}{pem_key(RAK)}"""]\n', "tee.cca.keys cannot be used: a public key is one"),
+        (CCA + f'rim = ["{"11" * 31}"]\n', "tee.cca.rim cannot be used: 64 or 96 or 128 lower-case"),
+        (CCA + f'[tee.cca.rem]\n4 = ["{A}"]\n', "tee.cca.rem.4 is not a number from 0 to 3"),
+        (CCA + f'devices = ["{B}"]\n', "tee.cca.devices cannot be used: 66 lower-case"),
+        (CCA + 'hashes = ["sha-1"]\n', "tee.cca.hashes must be among sha-256, sha-384, sha-512"),
+        (CCA + 'profiles = ["x"]\n', "tee.cca.profiles must be among http://arm.com/CCA-SSD/1.0.0, tag:arm.com,2023"),
+        (CCA + "lifecycle = 12288\n", "tee.cca.lifecycle is not a key"),
         ("[tee.sev-snp]\n", "tee.sev-snp.generations must name some of milan, genoa, turin"),
         ("[tee.sev-snp]\ngenerations = []\n", "generations is empty"),
         ('[tee.sev-snp]\ngenerations = ["Genoa"]\n', "generations must be among milan, genoa, turin"),

@@ -47,6 +47,8 @@ def _contribution(line: JudgedTee) -> str:
         return f"this commit was answered by {count} genuine device{'' if count == 1 else 's'}"
     if isinstance(first, NitroClaims) and first.kind == KIND_TPM:
         return "this commit, and what an EC2 instance booted, whose memory its host can read"
+    if isinstance(first, CcaClaims):
+        return "this commit, and the start of the realm that asked for it"
     return "this commit, and the launch of the confidential guest that asked for it"
 
 
