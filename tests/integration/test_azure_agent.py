@@ -14,21 +14,20 @@ from typing import Any
 import pytest
 from agents import AT, Naps, audit, policy_of, running, settled
 from amd_pki import NOW, AmdForge
-from azure_forge import VM, AzureForge
+from azure_forge import VM
 from soft_snp import in_its_time
 from tpms import Tpm
-from vtpm import boot_azure, foreign_state, put_key, report_of, write_report
+from vtpm import boot_azure, collateral, foreign_state, put_key, report_of, write_report
 
 from quotary_attest.engine.endorsing import Endorsing
 from quotary_attest.roots import RequiredRootFailed
-from quotary_attest.tee.archive import store
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.hcl import HclEndorser
 from quotary_verifier.errors import Rejected
 from quotary_verifier.evidence.tee.amd_certs import Generation
 from quotary_verifier.evidence.tee.azure import AzureRules
 from quotary_verifier.evidence.tee.azure_hcl import parse_hcl_report
-from quotary_verifier.evidence.tee.lines import TeeRoots, snp_support
+from quotary_verifier.evidence.tee.lines import TeeRoots
 from quotary_verifier.evidence.tee.snp_rules import SnpRules
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.policy.tee import TeeRules
@@ -44,12 +43,6 @@ NONCE = b"a caller's nonce"
 PARAVISOR = frozenset({b"\x4d" * 48})
 AMD = AmdForge()
 ROOTS = TeeRoots(amd=AMD.roots())
-
-
-def collateral(folder: Path, forge: AzureForge) -> Path:
-    """A folder of `attest tee fetch-collateral` for this machine."""
-    store(folder, forge.report(), snp_support(forge.amd.endorsements()))
-    return folder
 
 
 def endorsing(folder: Path | None, *, required: bool = True) -> Endorsing:

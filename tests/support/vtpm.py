@@ -11,12 +11,14 @@ from azure_forge import AzureForge, ak_jwk, base64url
 from tpms import Tpm
 
 from quotary_attest.origin import init_state
+from quotary_attest.tee.archive import store
 from quotary_attest.tpm.azure import HCL_REPORT
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.foreign import AZURE_AK, make_foreign_identity
 from quotary_attest.tpm.keys import counter_value, open_counter
 from quotary_attest.tpm.model import TpmIdentity
 from quotary_attest.tpm.tss import lib
+from quotary_verifier.evidence.tee.lines import snp_support
 from quotary_verifier.wire.tpm_public import Public, RsaKey, parse_public
 
 RSA, P384 = "rsa-2048", "p-384"
@@ -107,6 +109,12 @@ def boot_azure(tpm: Tpm, **options: Any) -> AzureForge:
     with Connection(tpm.tcti) as connection:
         write_report(connection, forge.report())
     return forge
+
+
+def collateral(folder: Path, forge: AzureForge) -> Path:
+    """A folder of `attest tee fetch-collateral` for this machine."""
+    store(folder, forge.report(), snp_support(forge.amd.endorsements()))
+    return folder
 
 
 def foreign_state(tpm: Tpm, folder: Path, *, handle: int = AZURE_AK, auth: bytes = b"") -> TpmIdentity:

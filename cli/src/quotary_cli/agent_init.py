@@ -153,7 +153,7 @@ def init(
             "tpm": f"{kind}: {properties.manufacturer} {properties.vendor} {properties.firmware:016x}",
             "chain_pcr": str(chain),
             "workload_pcr": str(workload),
-            **({} if ak is None else {"ak": f"0x{ak:08x}: any process with the tpm can quote"}),
+            **({} if ak is None else {"ak": _shared(ak, with_auth=ak_auth_file is not None)}),
         },
         as_json=as_json,
     )
@@ -179,6 +179,12 @@ def _check_alone(*of_a_tpm: object) -> None:
     """Raise Failure where one of the options that are of a TPM stands beside --tee."""
     if any(value is not None for value in of_a_tpm):
         raise Failure("--tee stands in place of a tpm, and an option is of a tpm", code=ExitCode.USAGE)
+
+
+def _shared(ak: int, *, with_auth: bool) -> str:
+    """Say what an operator has to know of a key that the agent did not make."""
+    who = "with the authorisation that was given" if with_auth else "any process with the tpm can quote"
+    return f"0x{ak:08x}: {who}"
 
 
 @contextmanager

@@ -56,9 +56,11 @@ class Named:
             self.blobs.update(support.certificates)
             if support.workload_log is not None:
                 self.blobs.add(support.workload_log[0])
+            for named in support.endorsements.values():
+                self.blobs.update(named)
         for tee in commit.tees:
-            for endorsements in tee.endorsements.values():
-                self.blobs.update(endorsements)
+            for named in tee.endorsements.values():
+                self.blobs.update(named)
         if any(support.chain_before == ZERO for support in commit.supports):
             self.boots += (
                 1  # an auditor wants the longest log of each boot, even where another boot's begins with it

@@ -192,6 +192,8 @@ def endorsements_view(endorsements: Mapping[str, Sequence[bytes]]) -> Content:
 def _endorsement(part: bytes) -> Content:
     content: Content = {"sha256": hashlib.sha256(part).hexdigest(), "bytes": len(part)}
     try:
+        if part[:4] == b"HCLA":
+            return content | {"report": hcl_view(part)}
         if part[:1] == b"{":
             return content | _document(part)
         if part.startswith(b"-----BEGIN CERTIFICATE"):

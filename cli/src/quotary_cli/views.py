@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -104,15 +105,14 @@ def commit_view(commit: Commit) -> Content:
                 "chain_before": support.chain_before.hex(),
                 "certificates": [digest.hex() for digest in support.certificates],
                 "workload_log": None if support.workload_log is None else _blob(support.workload_log),
+                "endorsements": _named(support.endorsements),
             }
             for support in commit.supports
         ],
         "tees": [
             {
                 "identifier": tee.identifier,
-                "endorsements": {
-                    name: [digest.hex() for digest in named] for name, named in tee.endorsements.items()
-                },
+                "endorsements": _named(tee.endorsements),
             }
             for tee in commit.tees
         ],
@@ -120,13 +120,17 @@ def commit_view(commit: Commit) -> Content:
     }
 
 
+def _named(endorsements: Mapping[str, tuple[bytes, ...]]) -> Content:
+    return {name: [digest.hex() for digest in named] for name, named in endorsements.items()}
+
+
 def _blob(blob: tuple[bytes, int]) -> Content:
     return {"sha256": blob[0].hex(), "bytes": blob[1]}
 
 
 def support_view(support: TpmSupport) -> Content:
-    """Show a TPM support."""
-    return {
+    """Show a TPM support; what endorses its AK only where there is something, as its code is large."""
+    content: Content = {
         "identifier": support.identifier,
         "pcrs": {str(pcr): value.hex() for pcr, value in support.pcrs.items()},
         "chain_before": support.chain_before.hex(),
@@ -136,6 +140,11 @@ def support_view(support: TpmSupport) -> Content:
             for item in support.workload_log
         ],
     }
+    if support.endorsements:
+        from quotary_cli.teeviews import endorsements_view
+
+        content["endorsements"] = endorsements_view(support.endorsements)
+    return content
 
 
 def note_view(data: bytes) -> Content:
