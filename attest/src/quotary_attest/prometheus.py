@@ -118,7 +118,9 @@ class PrometheusMetrics:
         self._whole = histogram(
             "quotary_commit_seconds", "From a commit's begin until it is on disk.", _TIMES
         )
-        self._root = histogram("quotary_tpm_seconds", "Extend and quote of a commit.", _TIMES)
+        self._root = histogram(
+            "quotary_tpm_seconds", "Extend and quote of a commit, or what binds one without a TPM.", _TIMES
+        )
         self._oldest = histogram(
             "quotary_commit_wait_seconds",
             "How long the output that waited longest for a commit had waited.",
