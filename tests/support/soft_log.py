@@ -105,14 +105,16 @@ Bind = Callable[[bytes], Mapping[str, tuple[bytes, Mapping[str, Sequence[bytes]]
 class SoftLog:
     """A log that grows by starts, outputs and statements. Fields may be changed between any two of them."""
 
-    def __init__(self, folder: Path, *, key: soft_tpm.SoftKey | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, key: soft_tpm.SoftKey | None = None, hierarchy: bytes | None = None
+    ) -> None:
+        """Make a log on an own AK, or on the given one, a primary of a hierarchy by its handle where that is given."""
         self.files = TreeFiles(folder)
         self.key = soft_tpm.ecc_key() if key is None else key
         self.note_key = SigningKey.generate()
-        parent = b"\x00\x0b" + hashlib.sha256(b"parent").digest()
-        self.signer = qualified_name(
-            qualified_name(hierarchy_qn(RH_ENDORSEMENT), parent), self.key.public.name
-        )
+        parent = hierarchy or b"\x00\x0b" + hashlib.sha256(b"parent").digest()
+        above = hierarchy or qualified_name(hierarchy_qn(RH_ENDORSEMENT), parent)
+        self.signer = qualified_name(above, self.key.public.name)
         identity = TpmIdentity(self.key.public.raw, parent, CHAIN, WORKLOAD, _COUNTER)
         genesis = Genesis(b"g" * 16, TIME, HOST, bytes(self.note_key.verify_key), identity)
         record = genesis.encode()
@@ -129,6 +131,7 @@ class SoftLog:
         self.workload: tuple[bytes, int] | None = None
         self.boot_logs: Mapping[str, tuple[bytes, int]] = {}
         self.certificates: tuple[bytes, ...] = ()
+        self.endorsements: Mapping[str, Sequence[bytes]] = {}
         self.genesis = record
         self.tee: Bind | None = None
         self.claimed = 0
@@ -248,7 +251,8 @@ class SoftLog:
         given = {
             pcr: value for pcr, value in self.pcrs.items() if pcr not in (CHAIN, WORKLOAD) and any(value)
         }
-        support = CommitSupport(IDENTIFIER_TPM2_QUOTE, given, before, self.certificates, self.workload)
+        named = {name: tuple(map(self.put, parts)) for name, parts in self.endorsements.items()}
+        support = CommitSupport(IDENTIFIER_TPM2_QUOTE, given, before, self.certificates, self.workload, named)
         made = Commit(first, Note(text, lines).encode(), (support,), self.boot_logs, tees)
         self.digest = digest
         self.claimed = self.size

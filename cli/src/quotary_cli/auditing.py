@@ -23,6 +23,7 @@ from quotary_verifier.audit.given import MAX_GIVEN, MAX_LISTED, GivenRecord, rea
 from quotary_verifier.audit.opening import CannotOpen, Opened, open_log
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.audit.state import MAX_STATE, AuditState, decode_state, encode_state
+from quotary_verifier.audit.tees import TeeTerms
 from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.wire.history import COMMITS_PER_FILE
@@ -69,11 +70,11 @@ def audit_source(wanted: Wanted) -> AuditReport:
         extras = Extras(given, _public(source), wanted.listed)
         looked_for = (extras.public or frozenset[bytes]()) | {record.entry for record in given}
         left = opened.checkpoint.size - state.history.position.size
-        rules = wanted.policy.tee
-        workers: OwnProcess | Processes = OwnProcess(opened.record, read, looked_for, rules)
+        terms = TeeTerms(wanted.policy.tee, wanted.policy.warnings, wanted.at)
+        workers: OwnProcess | Processes = OwnProcess(opened.record, read, looked_for, terms)
         count = wanted.processes or min(len(os.sched_getaffinity(0)), _MAX_PROCESSES)
         if left >= _ALONE and count > 1:
-            workers = Processes(wanted.source, opened.record, looked_for, count, rules)
+            workers = Processes(wanted.source, opened.record, looked_for, count, terms)
         with workers:
             audit = Audit(opened, wanted.policy, state, read, workers, wanted.at, extras)
             _run(audit, wanted)

@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from quotary_cli.logsource import LogSource, SourceFailed, SourceMissing, SourceTooLarge, open_source
 from quotary_cli.output import ExitCode, Failure
-from quotary_verifier.audit.commits import CheckedFile, CommitChecker, CommitsJob
+from quotary_verifier.audit.commits import CheckedFile, CommitsJob
+from quotary_verifier.audit.opening import commit_checker
 from quotary_verifier.audit.reading import Absent, Read
 from quotary_verifier.audit.subtrees import Subtree, SubtreeJob, hash_subtree
-from quotary_verifier.audit.tees import TeeJob, VerifiedTees
+from quotary_verifier.audit.tees import TeeJob, TeeTerms, VerifiedTees
 from quotary_verifier.errors import MalformedError
-from quotary_verifier.recipe.platform import read_host
 
 if TYPE_CHECKING:
     from quotary_verifier.audit.teejobs import TeeChecker
-    from quotary_verifier.policy.tee import TeeRules
 
 _AHEAD: Final = 2
 """Jobs for each process that are on their way or wait to be taken up; with it memory is bounded."""
+
+_NOTHING_ASKED: Final = TeeTerms()
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -56,12 +57,11 @@ class OwnProcess(AbstractContextManager["OwnProcess"]):
     """Does every job where it is asked for."""
 
     def __init__(
-        self, genesis: bytes, read: Read, wanted: frozenset[bytes], rules: TeeRules | None = None
+        self, genesis: bytes, read: Read, wanted: frozenset[bytes], terms: TeeTerms = _NOTHING_ASKED
     ) -> None:
-        """Take a log by its genesis record and how it is read, the entries to look for, and the rules on TEEs."""
-        self._genesis, self._read, self._wanted, self._rules = genesis, read, wanted, rules
-        self._host = read_host(genesis)
-        self._checker = CommitChecker(self._host, read)
+        """Take a log by its genesis record and how it is read, the entries to look for, and what is asked of TEEs."""
+        self._genesis, self._read, self._wanted, self._terms = genesis, read, wanted, terms
+        self._checker = commit_checker(genesis, read)
         self._tees: TeeChecker | None = None
 
     def commits(self, jobs: Iterable[CommitsJob]) -> Iterator[CheckedFile]:
@@ -80,7 +80,7 @@ class OwnProcess(AbstractContextManager["OwnProcess"]):
         if self._tees is None:
             from quotary_verifier.audit.teejobs import TeeChecker  # few logs have such lines
 
-            self._tees = TeeChecker(self._host.origin, self._genesis, self._read, self._rules)
+            self._tees = TeeChecker(self._genesis, self._read, self._terms)
         return self._tees.file(job)
 
     def __exit__(self, *_: object) -> None:
@@ -96,7 +96,7 @@ class Processes(AbstractContextManager["Processes"]):
         genesis: bytes,
         wanted: frozenset[bytes],
         count: int,
-        rules: TeeRules | None = None,
+        terms: TeeTerms = _NOTHING_ASKED,
     ) -> None:
         """Start `count` processes; the rest is as for `OwnProcess`."""
         self._count = count
@@ -105,7 +105,7 @@ class Processes(AbstractContextManager["Processes"]):
             count,
             mp_context=get_context("spawn"),
             initializer=_begin,
-            initargs=(source, genesis, wanted, rules),
+            initargs=(source, genesis, wanted, terms),
         )
 
     def commits(self, jobs: Iterable[CommitsJob]) -> Iterator[CheckedFile]:
@@ -175,7 +175,7 @@ class _Failed:
 _worker: OwnProcess | _Failed | None = None
 
 
-def _begin(source: str, genesis: bytes, wanted: frozenset[bytes], rules: TeeRules | None) -> None:
+def _begin(source: str, genesis: bytes, wanted: frozenset[bytes], terms: TeeTerms) -> None:
     """Make this process one of the workers."""
     global _worker  # noqa: PLW0603 - a process of a pool has nowhere else to keep what its jobs share
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
@@ -184,7 +184,7 @@ def _begin(source: str, genesis: bytes, wanted: frozenset[bytes], rules: TeeRule
     except Failure as failure:
         _worker = _Failed(failure)
         return
-    _worker = OwnProcess(genesis, read, wanted, rules)
+    _worker = OwnProcess(genesis, read, wanted, terms)
 
 
 def _commits(job: CommitsJob) -> CheckedFile | _Failed:

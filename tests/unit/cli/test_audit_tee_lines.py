@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from agents import policy_of
-from amd_pki import NOW, AmdForge
-from nacl.signing import SigningKey
+from amd_pki import AmdForge
 from soft_log import SoftLog
+from tee_audits import AT, FAR, REPORT_DATA, changed, evidence_of, line_of, rules, snp, told, watched
 
 from quotary_cli import auditing
 from quotary_cli.auditing import Wanted, audit_source
@@ -26,29 +26,9 @@ from quotary_verifier.evidence.tee.lines import TeeRoots, snp_support
 from quotary_verifier.evidence.tee.nitro import nitro_root
 from quotary_verifier.evidence.tee.nvidia import nvidia_root
 from quotary_verifier.evidence.tee.snp_report import Tcb
-from quotary_verifier.evidence.tee.snp_rules import SnpRules
-from quotary_verifier.policy.model import Policy, Witnesses
 from quotary_verifier.policy.tee import TeeRules
-from quotary_verifier.tlog.cosignature import TYPE_COSIGNATURE
-from quotary_verifier.tlog.hardware import IDENTIFIER_SEV_SNP, HardwareLine, encode_hardware_line
-from quotary_verifier.tlog.note import Note, VerifierKey, parse_note
+from quotary_verifier.tlog.hardware import IDENTIFIER_SEV_SNP
 from quotary_verifier.wire.history import Commit
-
-AT = int(NOW.timestamp())
-FAR = AT + 20 * 365 * 86_400
-REPORT_DATA = 0x50
-
-Bound = dict[str, tuple[bytes, Mapping[str, Sequence[bytes]]]]
-
-
-def snp(forge: AmdForge, twist: Callable[[bytes], bytes] = bytes) -> Callable[[bytes], Bound]:
-    """A processor that binds what it is asked to, or what `twist` makes of it."""
-    endorsements = snp_support(forge.endorsements()).endorsements
-
-    def bind(data: bytes) -> Bound:
-        return {IDENTIFIER_SEV_SNP: (forge.report({REPORT_DATA: twist(data)}), endorsements)}
-
-    return bind
 
 
 @pytest.fixture
@@ -67,19 +47,9 @@ def log(tmp_path: Path, forge: AmdForge) -> SoftLog:
     return log
 
 
-def rules(forge: AmdForge, *, required: bool = True, **more: object) -> TeeRules:
-    names = frozenset({"sev-snp"}) if required else frozenset()
-    of_snp = SnpRules(frozenset({forge.generation}), **more)  # type: ignore[arg-type]
-    return TeeRules(names, snp=of_snp, roots=TeeRoots(amd=forge.roots()))
-
-
 def audited(log: SoftLog, tee: TeeRules | None, *, at: int = AT, **more: object) -> AuditReport:
     policy = more.pop("policy", replace(policy_of(log.origin), tee=tee))
     return audit_source(Wanted(str(log.finish()), policy, at, **more))  # type: ignore[arg-type]
-
-
-def told(report: AuditReport) -> list[tuple[Code, Severity, int | None]]:
-    return [(found.code, found.severity, found.where.commit) for found in report.findings]
 
 
 def test_every_line_is_verified_and_the_report_says_which_device_made_them(
@@ -116,24 +86,6 @@ def test_a_false_line_in_the_midst_of_a_history_is_false_at_its_commit(
         assert report.counts[0] == (Severity.FALSE, 1)
         (tee,) = report.tees
         assert (tee.first_commit, tee.last_commit, tee.lines) == (0, 6, 6)
-
-
-def changed(log: SoftLog, number: int, change: Callable[[Commit], Commit]) -> None:
-    """Change a commit of the history that is not on disk yet."""
-    log._history[number] = change(Commit.decode(log._history[number])).encode()
-
-
-def line_of(log: SoftLog, commit: Commit, evidence: bytes) -> Commit:
-    """The commit with other evidence in its line."""
-    line = encode_hardware_line(log.origin, b"", HardwareLine(IDENTIFIER_SEV_SNP, commit.first, evidence))
-    note = parse_note(commit.note)
-    kept = tuple(line if one.key_id == line.key_id else one for one in note.lines)
-    return replace(commit, note=Note(note.text, kept).encode())
-
-
-def evidence_of(log: SoftLog, number: int) -> bytes:
-    note = parse_note(Commit.decode(log._history[number]).note)
-    return note.lines[-1].payload[8:]
 
 
 def test_a_line_of_another_commit_or_another_origin_is_false(
@@ -247,15 +199,6 @@ def test_evidence_of_another_time_could_not_be_dated_and_is_not_called_false(
     assert "could not be dated" in report.findings[0].message
     assert "2026-05-02T00:00:00Z to 2027-04-27T00:00:00Z" in report.findings[0].message
     assert report.exit_code == (3 if required else 0)
-
-
-def watched(log: SoftLog, tee: TeeRules) -> tuple[Policy, Callable[[int], None]]:
-    """A policy that asks for one witness, and the witness: it cosigns the newest checkpoint at a time."""
-    key = SigningKey.generate()
-    name = "witness.example.org"
-    witnesses = Witnesses((VerifierKey(name, TYPE_COSIGNATURE, bytes(key.verify_key)),), 1)
-    policy = replace(policy_of(log.origin), tee=tee, witnesses=witnesses)
-    return policy, lambda time: log.cosigned(name, key, time)
 
 
 def test_a_witness_of_then_dates_what_has_run_out_since(log: SoftLog, forge: AmdForge) -> None:

@@ -37,6 +37,8 @@ def tables(report: AuditReport) -> Iterator[str]:
         yield _section("Platform and policy", "periods", _periods(report))
     if lanes := model_lanes(model_runs(report.periods), lambda _before, _after: True):
         yield _section("Models", "models", _models(lanes))
+    if report.tees:
+        yield _section("Evidence of TEEs", "tees", _tees(report))
     if report.starts:
         yield _section("Starts of the agent", "starts", _starts(report))
     if report.statements:
@@ -140,13 +142,35 @@ def _models(lanes: list[tuple[AuditedModel, list[Span]]]) -> str:
     return table(heads, rows, caption, frozenset({4}))
 
 
+def _tees(report: AuditReport) -> str:
+    rows = (
+        [
+            text(tee.kind),
+            _status(tee.status),
+            text(run_of(tee.first_commit, tee.last_commit)),
+            text(number(tee.lines)),
+            _list(message for _, _, message in tee.findings),
+            "".join(_device(device) for device in tee.devices),
+        ]
+        for tee in report.tees[:MOST_ROWS]
+    )
+    heads = ("kind", "policy", "commits", "lines", "found", "devices, by their own evidence")
+    caption = f"Hardware lines of TEEs, wherever they say the same{_left(len(report.tees))}"
+    return table(heads, rows, caption, frozenset({2, 3}))
+
+
+def _device(facts: Sequence[tuple[str, str]]) -> str:
+    items = (tag("li", text(f"{name}: "), tag("span", text(value), class_="hex")) for name, value in facts)
+    return tag("ul", *items)
+
+
 def _starts(report: AuditReport) -> str:
     rows = (
         [
-            text(start.boot),
+            text("" if start.boot < 0 else start.boot),
             _times((start.time_ms, start.time_ms)),
             text(number(start.commit)),
-            text(number(start.counter)),
+            text("" if start.counter is None else number(start.counter)),
             text(number(start.skipped)),
             text("" if start.history is None else f"leaves {run_of(start.history[0], start.history[1] - 1)}"),
             text(", ".join(map(number, start.lost))),
@@ -154,7 +178,8 @@ def _starts(report: AuditReport) -> str:
         for start in report.starts[:MOST_ROWS]
     )
     heads = ("boot", "host's time", "commit", "counter", "skipped", "history", "records of lost starts")
-    caption = f"Every start of the agent, numbered by a counter in the TPM{_left(len(report.starts))}"
+    numbered = ", numbered by a counter in the TPM" if report.boots else ""
+    caption = f"Every start of the agent{numbered}{_left(len(report.starts))}"
     return table(heads, rows, caption, frozenset({0, 2, 3, 4}))
 
 
@@ -222,7 +247,9 @@ def _log(report: AuditReport) -> str:
         ("root", log.root),
         (
             "attestation key",
-            f"{log.ak_algorithm}, {'own' if log.ak_own else 'which any process with the TPM can use'}",
+            "none: the origin has no TPM"
+            if log.ak_algorithm is None
+            else f"{log.ak_algorithm}, {'own' if log.ak_own else 'which any process with the TPM can use'}",
         ),
         (
             "gone on from",

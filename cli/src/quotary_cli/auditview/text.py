@@ -43,10 +43,13 @@ _COLOURS: Final = {
     "accepted": "green",
     "warned": "yellow",
     "could-not": "yellow",
+    "undated": "yellow",
+    "not-appraised": "yellow",
 }
 _FINDINGS: Final = 12
 _ROWS: Final = 12
 _PLACES: Final = 3
+_VALUE: Final = 16
 
 
 def print_audit(report: AuditReport, name: str, *, everything: bool = False) -> None:
@@ -66,6 +69,7 @@ def audit_lines(report: AuditReport, name: str, *, everything: bool = False) -> 
         yield from _log(report, report.log)
     yield from _boots(report, everything)
     yield from _models(report, everything)
+    yield from _tees(report, everything)
     yield from _others(report, everything)
     if report.unknowable:
         yield ""
@@ -102,11 +106,13 @@ def _log(report: AuditReport, log: AuditedLog) -> Iterator[str]:
     yield f"log        {clean(log.origin)}"
     yield f"           {plural(log.size, 'leaf', 'leaves')}{reached} in {plural(log.commits, 'commit')}{resumed}"
     begun = f"begun {instant(log.genesis_time_ms)} by the host's clock"
-    yield f"           {begun}, AK {clean(log.ak_algorithm)}{_own(log)}"
+    yield f"           {begun}, {_key(log)}"
 
 
-def _own(log: AuditedLog) -> str:
-    return "" if log.ak_own else ", which any process with the TPM can use"
+def _key(log: AuditedLog) -> str:
+    if log.ak_algorithm is None:
+        return "no TPM"
+    return f"AK {clean(log.ak_algorithm)}{'' if log.ak_own else ', which any process with the TPM can use'}"
 
 
 def _boots(report: AuditReport, everything: bool) -> Iterator[str]:
@@ -162,6 +168,27 @@ def _models(report: AuditReport, everything: bool) -> Iterator[str]:
     for span, models in shown:
         names = [clean(model.name) + (" (not allowed)" if model.allowed is False else "") for model in models]
         yield f"           {lasting(span.time_ms)}  {', '.join(names)}"
+
+
+def _tees(report: AuditReport, everything: bool) -> Iterator[str]:
+    if not report.tees:
+        return
+    yield ""
+    yield "tees       that bind commits beside or in place of a TPM, and what they say of themselves"
+    made = report.tees if everything else report.tees[-_ROWS:]
+    if len(made) < len(report.tees):
+        yield f"           {plural(len(report.tees) - len(made), 'earlier stretch', 'earlier stretches')}"
+    for tee in made:
+        lines = f", {plural(tee.lines, 'line')}" if tee.lines else ""
+        commits = f"commits {run_of(tee.first_commit, tee.last_commit)}"
+        yield f"           {clean(tee.kind)}  {_paint(clean(tee.status), tee.status)}  {commits}{lines}"
+        for device in tee.devices:
+            facts = (f"{name} {value if everything else _short(value)}" for name, value in device)
+            yield f"             {clean(', '.join(facts))}"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _VALUE or " " in value else f"{value[:_VALUE]}…"
 
 
 def _others(report: AuditReport, everything: bool) -> Iterator[str]:

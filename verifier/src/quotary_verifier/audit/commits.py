@@ -42,6 +42,9 @@ from quotary_verifier.wire.limits import MAX_COMMIT
 from quotary_verifier.wire.tpm import Attest, parse_attest, parse_signature, unpack_evidence
 
 MAX_HISTORY_FILE: Final = COMMITS_PER_FILE * MAX_COMMIT
+AZURE: Final = "azure"
+"""The kind of what is no line: hardware that endorses the AK of a vTPM, in the support of the TPM's line."""
+
 _QUOTED_PCRS: Final = range(16)
 
 
@@ -102,18 +105,24 @@ class CheckedFile:
 class CommitChecker:
     """Checks the commits of one origin."""
 
-    __slots__ = ("_host", "_key", "_lines", "_note_id", "_read", "_tees", "_workloads")
+    __slots__ = (
+        "_host", "_key", "_known_tees", "_lines", "_note_id", "_note_key", "_origin", "_read", "_workloads",
+    )  # fmt: skip
 
     def __init__(self, host: Host, read: Read) -> None:
         """Take an origin whose AK may attest. Raises as `attestation_key`."""
+        self._begin(host.origin, host.genesis.note_key, read)
         self._host = host
         self._key: AttestationKey = attestation_key(host.public, host.identity.ak_parent)
         identifier = IDENTIFIER_TPM2_QUOTE
         self._lines = {hardware_key_id(host.origin, identifier, host.spki): identifier}
-        self._tees = tee_key_ids(host.origin)
-        self._note_id = key_id(host.origin, TYPE_ED25519, host.genesis.note_key)
-        self._read = read
         self._workloads = Workloads(Blobs(read), host.identity.workload_pcr)
+
+    def _begin(self, origin: str, note_key: bytes, read: Read) -> None:
+        """Take what every origin has."""
+        self._origin, self._note_key, self._read = origin, note_key, read
+        self._known_tees = tee_key_ids(origin)
+        self._note_id = key_id(origin, TYPE_ED25519, note_key)
 
     def file(self, job: CommitsJob) -> CheckedFile:
         """Read and check a history file."""
@@ -143,7 +152,7 @@ class CommitChecker:
         """
         commit = Commit.decode(data)
         note = parse_note(commit.note)
-        checkpoint = parse_checkpoint(note.text, origin=self._host.origin)
+        checkpoint = parse_checkpoint(note.text, origin=self._origin)
         if len(commit.supports) != 1 or commit.supports[0].identifier != IDENTIFIER_TPM2_QUOTE:
             raise MalformedError(
                 "there must be one support for each known hardware line of a commit, and no other"
@@ -152,12 +161,8 @@ class CommitChecker:
         digest = commit_digest(self._host.origin, commit.first, note.text)
         findings = list(self._note(note, number))
         quoted, problems = self._quote(commit, note, checkpoint, digest, number)
-        tees: tuple[str, ...] | None = None
-        try:
-            matched = tee_lines(commit, note, self._host.origin, self._tees)
-            tees = tuple(sorted(tee_name(line.identifier) for line, _ in matched))
-        except (MalformedError, EvidenceError) as error:
-            problems.append(_finding(Code.TEE, number, str(error)))
+        tees, unmatched = self._tee_lines(commit, note, number)
+        problems += unmatched
         return CheckedCommit(
             number,
             commit.first,
@@ -171,16 +176,36 @@ class CommitChecker:
             commit.boot_logs,
             (*findings, *problems),
             tees,
-            hashlib.sha256(data).digest() if tees else b"",
+            self._digest(data, tees),
         )
+
+    def _tee_lines(
+        self, commit: Commit, note: Note, number: int
+    ) -> tuple[tuple[str, ...] | None, list[Finding]]:
+        """Return the kinds of a commit's TEE lines and of what endorses its AK.
+
+        None where lines and supports do not fit each other.
+        """
+        try:
+            matched = tee_lines(commit, note, self._origin, self._known_tees)
+        except (MalformedError, EvidenceError) as error:
+            return None, [_finding(Code.TEE, number, str(error))]
+        kinds = [tee_name(line.identifier) for line, _ in matched]
+        kinds += [AZURE for support in commit.supports if support.endorsements]
+        return tuple(sorted(kinds)), []
+
+    @staticmethod
+    def _digest(data: bytes, tees: tuple[str, ...] | None) -> bytes:
+        """Return what shows later that the commit's lines are still those that were matched."""
+        return hashlib.sha256(data).digest() if tees else b""
 
     def _note(self, note: Note, number: int) -> Iterator[Finding]:
         """Check the Ed25519 line, which every commit of a history has."""
         try:
-            line = note.line(self._host.origin, self._note_id)
+            line = note.line(self._origin, self._note_id)
             if line is None:
                 raise EvidenceError("the note has no Ed25519 line of the genesis record's key")
-            verify_ed25519(note.text, line.payload, self._host.genesis.note_key)
+            verify_ed25519(note.text, line.payload, self._note_key)
         except (MalformedError, EvidenceError) as error:
             yield _finding(Code.NOTE, number, str(error))
 

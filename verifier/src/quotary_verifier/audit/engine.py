@@ -35,6 +35,7 @@ from quotary_verifier.audit.workloads import Workloads
 from quotary_verifier.errors import PolicyError
 from quotary_verifier.logs.ima import IMA_PCR
 from quotary_verifier.policy.model import Policy
+from quotary_verifier.recipe.platform import Host
 from quotary_verifier.wire.frozen import frozen
 
 
@@ -89,17 +90,13 @@ class Audit:
         """Whether the state may be written down: not after the tree could not be hashed on."""
         self._opened, self._policy, self._at, self._read = opened, policy, at, read
         host, blobs = opened.host, Blobs(read)
-        own = frozenset({host.identity.chain_pcr, host.identity.workload_pcr})
         sink = state.sink
         self._tree = TreeFold(read, state.tiles, state.rows)
-        ima = frozenset() if _fixes_ima(policy) else frozenset({IMA_PCR})
-        self._history = HistoryFold(state.history, Starts(host, opened.key, blobs), sink, own | ima)
-        self._witnesses = WitnessFold(state.witnesses, policy, host, read, sink)
+        self._history, self._closer = self._rules(blobs)
+        self._witnesses = WitnessFold(state.witnesses, policy, host.origin, read, sink)
         self._tees = TeeFold(state.tees, policy, sink)
         self._undecided: tuple[Tees, Sink] | None = None
         self._statements = Statements(state.statements, blobs, sink, searched=extras.public is not None)
-        appraiser = Appraiser(policy, host, opened.key, blobs, at)
-        self._closer = BootCloser(appraiser, blobs, Workloads(blobs, host.identity.workload_pcr), own)
         self._records = Records(extras.given, host, opened.key, sink, extras.listed) if extras.given else None
         self._searched = extras.public is not None
         position = state.history.position
@@ -112,6 +109,21 @@ class Audit:
         self._found: dict[int, bytes] = {}
         self._roots: dict[int, bytes] = {}
         self._ending: list[Finding] = []
+
+    def _rules(self, blobs: Blobs) -> tuple[HistoryFold, BootCloser | None]:
+        """Return what applies the rules of a history, and what judges boots where the origin has a TPM."""
+        state, opened = self.state, self._opened
+        host, key = opened.host, opened.key
+        if key is None or not isinstance(host, Host):
+            from quotary_verifier.audit.alone import TeeHistoryFold  # few logs are of such an origin
+
+            return TeeHistoryFold(state.history, blobs, state.sink), None
+        own = frozenset({host.identity.chain_pcr, host.identity.workload_pcr})
+        ima = frozenset() if _fixes_ima(self._policy) else frozenset({IMA_PCR})
+        fold = HistoryFold(state.history, Starts(host, key, blobs), state.sink, own | ima)
+        appraiser = Appraiser(self._policy, host, key, blobs, self._at)
+        workloads = Workloads(blobs, host.identity.workload_pcr)
+        return fold, BootCloser(appraiser, blobs, workloads, own)
 
     def run(self) -> Iterator[Progress]:
         """Audit the log up to its published checkpoint; after every step some more commits are judged for good."""
@@ -218,7 +230,7 @@ class Audit:
     def _close(self) -> None:
         """Close the boot that the history was in, and those that ended in sleep before it."""
         history = self.state.history
-        if history.open is not None:
+        if history.open is not None and self._closer is not None:
             closed = self._closer.close([*history.asleep, history.open], self._witnesses, self.state.sink)
             self.state.boots += closed.boots
             self.state.periods += closed.periods
@@ -261,7 +273,11 @@ class Audit:
             sink.tell(Code.CHECKPOINT, Severity.FALSE, Place(path="checkpoint"), message)
         if complete:
             sink.extend(self._tree.finish())
-        witnesses = WitnessFold(state.witnesses, self._policy, opened.host, self._read, sink)
+        if not isinstance(opened.host, Host):
+            from quotary_verifier.audit.alone import policy_findings
+
+            sink.extend(policy_findings(self._policy, opened.host))
+        witnesses = WitnessFold(state.witnesses, self._policy, opened.host.origin, self._read, sink)
         witnesses.finish(position.commits)
         tees = self._listed_tees(sink)
         records = None
@@ -280,7 +296,14 @@ class Audit:
             records,
             tuple(sink.kept),
             sink.by_severity(),
-            unknowable(state, self._policy, self._at, searched=self._searched, begun=self._begun),
+            unknowable(
+                state,
+                self._policy,
+                self._at,
+                searched=self._searched,
+                begun=self._begun,
+                alone=opened.key is None,
+            ),
             tees,
         )
 
@@ -292,7 +315,7 @@ class Audit:
 
     def _log(self) -> AuditedLog:
         opened, position = self._opened, self.state.history.position
-        profile = opened.key.profile
+        profile = None if opened.key is None else opened.key.profile
         return AuditedLog(
             opened.host.origin,
             opened.host.genesis.host,
@@ -301,8 +324,8 @@ class Audit:
             opened.checkpoint.size,
             position.commits,
             opened.host.genesis.time,
-            profile.algorithm,
-            profile.own,
+            None if profile is None else profile.algorithm,
+            profile is not None and profile.own,
             self._begun or None,
         )
 

@@ -8,25 +8,29 @@ quoted, so one that is not in the history shows another history of the same orig
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from quotary_verifier.audit.commits import CheckedCommit
 from quotary_verifier.audit.findings import Code, Place, Severity
+from quotary_verifier.audit.opening import read_origin
 from quotary_verifier.audit.report import MatchedRecords
 from quotary_verifier.audit.sink import Sink
 from quotary_verifier.errors import EvidenceError, MalformedError, QuotaryError, UnsupportedError
 from quotary_verifier.evidence.tpm_keys import AttestationKey
 from quotary_verifier.evidence.tpm_quote import check_extra_data, check_qualified_signer, verify_signature
-from quotary_verifier.recipe.platform import Host, read_host
+from quotary_verifier.recipe.platform import Host
 from quotary_verifier.tlog.checkpoint import Checkpoint, parse_checkpoint
 from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_lines
-from quotary_verifier.tlog.note import parse_note
+from quotary_verifier.tlog.note import TYPE_ED25519, key_id, parse_note, verify_ed25519
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.bindings import commit_digest
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_RECORD
 from quotary_verifier.wire.records import Boot, Genesis, Output, Statement, entry_of
 from quotary_verifier.wire.tpm import parse_attest, parse_signature, unpack_evidence
+
+if TYPE_CHECKING:
+    from quotary_verifier.recipe.platform import TeeHost
 
 MAX_GIVEN: Final = 1_000_000
 """Records that one audit takes: each is kept by name and digest."""
@@ -110,8 +114,8 @@ class Records:
     def __init__(
         self,
         given: tuple[GivenRecord, ...],
-        host: Host,
-        key: AttestationKey,
+        host: Host | TeeHost,
+        key: AttestationKey | None,
         sink: Sink,
         listed: int = MAX_LISTED,
     ) -> None:
@@ -206,22 +210,28 @@ class Records:
             self._quoted(record)
         except (MalformedError, EvidenceError) as error:
             message = (
-                f"{record.name}: its commit is not of this history, and its quote does not hold: {error}"
+                f"{record.name}: its commit is not of this history, and what binds it does not hold: {error}"
             )
             self._sink.tell(Code.RECORD, Severity.NOTICE, where, message)
         except UnsupportedError as error:
             message = f"{record.name}: its commit is not of this history, and could not be checked: {error}"
             self._sink.tell(Code.RECORD, Severity.COULD_NOT, where, message)
         else:
-            message = (
-                f"{record.name}: the AK of this origin quoted a commit that is not in the history: {how}"
-            )
+            who = "the key of this origin signed" if self._key is None else "the AK of this origin quoted"
+            message = f"{record.name}: {who} a commit that is not in the history: {how}"
             self._sink.tell(Code.RECORD_OTHER_HISTORY, Severity.FALSE, where, message)
 
     def _quoted(self, record: GivenRecord) -> None:
-        """Check the quote of a commit. Raises as its parts."""
-        host = self._host
-        lines = hardware_lines(parse_note(record.note), host.origin, {IDENTIFIER_TPM2_QUOTE: host.spki})
+        """Check the quote of a commit; without a TPM, that the genesis key signed it. Raises as its parts."""
+        host, note = self._host, parse_note(record.note)
+        if self._key is None or not isinstance(host, Host):
+            key = host.genesis.note_key
+            line = note.line(host.origin, key_id(host.origin, TYPE_ED25519, key))
+            if line is None:
+                raise EvidenceError("its note has no Ed25519 line of the genesis record's key")
+            verify_ed25519(note.text, line.payload, key)
+            return
+        lines = hardware_lines(note, host.origin, {IDENTIFIER_TPM2_QUOTE: host.spki})
         if not lines:
             raise EvidenceError("its note has no line of the AK")
         attest_bytes, signature = unpack_evidence(lines[0].evidence)
@@ -232,14 +242,19 @@ class Records:
         check_extra_data(attest, commit_digest(host.origin, lines[0].first, record.text))
 
     def _other_origins(self) -> None:
-        """Show attestations of other origins under the very same AK."""
+        """Show attestations of other origins under the very same AK, or without a TPM the same genesis key."""
+        own = _root_key(self._host)
         for record in self._given:
             if record.origin in (None, self._host.origin):
                 continue
             try:
-                other = read_host(record.genesis)
+                other, _ = read_origin(record.genesis)
             except QuotaryError:
                 continue
-            if other.spki == self._host.spki and other.origin == record.origin:
-                message = f"{record.name}: the AK of this origin is also that of {other.origin}: two logs of one host"
+            if _root_key(other) == own and other.origin == record.origin:
+                message = f"{record.name}: the key of this origin is also that of {other.origin}: two logs of one host"
                 self._sink.tell(Code.SPLIT, Severity.GAP, Place(path=record.name), message)
+
+
+def _root_key(host: Host | TeeHost) -> bytes:
+    return host.spki if isinstance(host, Host) else host.genesis.note_key

@@ -64,10 +64,14 @@ class HistoryFold:
     """Takes the commits of one origin in order."""
 
     def __init__(self, state: History, starts: Starts, sink: Sink, moving: frozenset[int]) -> None:
-        self.state = state
+        self._begin(state, sink)
         self._starts = starts
-        self._sink = sink
         self._moving = moving
+
+    def _begin(self, state: History, sink: Sink) -> None:
+        """Take what every history has."""
+        self.state = state
+        self._sink = sink
 
     def resets(self, commit: CheckedCommit) -> bool:
         """Tell whether a commit is the first after the registers were set to zero, so that what was open is over."""

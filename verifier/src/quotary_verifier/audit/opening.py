@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from quotary_verifier.audit.commits import CommitChecker
 from quotary_verifier.audit.findings import Code, Finding, Place, Severity
 from quotary_verifier.audit.reading import Absent, Blobs, Read
 from quotary_verifier.audit.subtrees import ENTRY_BYTES
@@ -15,14 +18,21 @@ from quotary_verifier.tlog.note import TYPE_ED25519, Note, key_id, parse_note, v
 from quotary_verifier.tlog.tiles import ENTRIES, TILE_WIDTH, Tile
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.limits import MAX_NOTE, MAX_RECORD
+from quotary_verifier.wire.records import Genesis
+
+if TYPE_CHECKING:
+    from quotary_verifier.recipe.platform import TeeHost
 
 
 @frozen
 class Opened:
-    """A log whose genesis record, `record`, makes the origin of its checkpoint, which the genesis key signed."""
+    """A log whose genesis record, `record`, makes the origin of its checkpoint, which the genesis key signed.
 
-    host: Host
-    key: AttestationKey
+    `key` is the AK, None where the origin has no TPM.
+    """
+
+    host: Host | TeeHost
+    key: AttestationKey | None
     checkpoint: Checkpoint
     record: bytes
 
@@ -51,8 +61,7 @@ def open_log(read: Read) -> Opened:
         entry = read(path, ENTRY_BYTES * TILE_WIDTH)[2 : 2 + HASH_SIZE]
         path = f"blob/{entry.hex()}"
         record = Blobs(read).get(entry, MAX_RECORD)
-        host = read_host(record)
-        key = attestation_key(host.public, host.identity.ak_parent)
+        host, key = read_origin(record)
         if host.origin != checkpoint.origin:
             raise EvidenceError("the genesis record makes another origin than the checkpoint states")
         code, path = Code.CHECKPOINT, "checkpoint"
@@ -66,7 +75,27 @@ def open_log(read: Read) -> Opened:
     return Opened(host, key, checkpoint, record)
 
 
-def _check_signature(note: Note, host: Host) -> None:
+def read_origin(record: bytes) -> tuple[Host | TeeHost, AttestationKey | None]:
+    """Return what a genesis record says, and its AK, if it has one. Raises as `read_host` and `attestation_key`."""
+    if Genesis.decode(record).tpm is None:
+        from quotary_verifier.audit.alone import tee_host  # few logs are of such an origin
+
+        return tee_host(record), None
+    host = read_host(record)
+    return host, attestation_key(host.public, host.identity.ak_parent)
+
+
+def commit_checker(record: bytes, read: Read) -> CommitChecker:
+    """Return what checks the commits of the origin that a genesis record makes. Raises as `read_origin`."""
+    host, _ = read_origin(record)
+    if isinstance(host, Host):
+        return CommitChecker(host, read)
+    from quotary_verifier.audit.alone import TeeCommitChecker
+
+    return TeeCommitChecker(host, read)
+
+
+def _check_signature(note: Note, host: Host | TeeHost) -> None:
     key = host.genesis.note_key
     line = note.line(host.origin, key_id(host.origin, TYPE_ED25519, key))
     if line is None:

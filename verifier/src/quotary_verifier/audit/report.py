@@ -21,7 +21,7 @@ class AuditedLog:
 
     `size` and `root` (hexadecimal) are those of the last checkpoint that the audit reached, `published` the size of the
     one that the host publishes. `resumed` is the size from which this audit went on, None where it began at the first
-    leaf.
+    leaf. `ak_algorithm` is None where the origin has no TPM.
     """
 
     origin: str
@@ -31,7 +31,7 @@ class AuditedLog:
     published: int
     commits: int
     genesis_time_ms: int
-    ak_algorithm: str
+    ak_algorithm: str | None
     ak_own: bool
     resumed: int | None
 
@@ -45,7 +45,7 @@ class AuditedLog:
             "published": self.published,
             "commits": self.commits,
             "genesis_time_ms": self.genesis_time_ms,
-            "ak": {"algorithm": self.ak_algorithm, "own": self.ak_own},
+            "ak": None if self.ak_algorithm is None else {"algorithm": self.ak_algorithm, "own": self.ak_own},
             "resumed": self.resumed,
         }
 
@@ -135,13 +135,14 @@ class AuditedStart:
     """One start of the agent: its boot record at `leaf`, the certified counter, and how many numbers it skipped.
 
     `history` is the range of leaves before the record for which nothing is claimed, `lost` the leaves of boot records
-    of starts whose own commits were lost, which explain skipped numbers. `time_ms` is the host's word.
+    of starts whose own commits were lost, which explain skipped numbers. `time_ms` is the host's word. Without a TPM
+    there is no counter, and the boot is -1.
     """
 
     commit: int
     leaf: int
     boot: int
-    counter: int
+    counter: int | None
     skipped: int
     time_ms: int
     history: tuple[int, int] | None = None

@@ -7,13 +7,15 @@ Loaded only where a history has such lines. A job needs nothing of any other, so
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 from quotary_verifier.audit.findings import Code, Finding, Place, Severity
 from quotary_verifier.audit.reading import Absent, Blobs, Read
 from quotary_verifier.audit.report import AuditedTee
 from quotary_verifier.audit.teematching import tee_lines
-from quotary_verifier.audit.tees import TeeJob, VerifiedTees, chained
+from quotary_verifier.audit.tees import TeeJob, TeeTerms, VerifiedTees, chained
 from quotary_verifier.errors import (
     EvidenceError,
     MalformedError,
@@ -21,26 +23,31 @@ from quotary_verifier.errors import (
     StaleCollateralError,
     UnsupportedError,
 )
-from quotary_verifier.evidence.tee.lines import Bound, verify_tee_line
+from quotary_verifier.evidence.tee.amd_certs import amd_roots
+from quotary_verifier.evidence.tee.lines import Bound
 from quotary_verifier.evidence.tee.shape import Finding as Rule
 from quotary_verifier.evidence.tee.shape import Severity as RuleSeverity
 from quotary_verifier.evidence.tee.shape import TeeClaims
-from quotary_verifier.policy.tee import TeeRules, appraise_tee
+from quotary_verifier.policy.tee import AZURE, TeeRules, appraise_tee, staged
 from quotary_verifier.recipe.endorsement import moment
+from quotary_verifier.recipe.tee import EndorsedAk, TeeLine
 from quotary_verifier.recipe.tee_claims import device_claims
 from quotary_verifier.tlog.checkpoint import parse_checkpoint
-from quotary_verifier.tlog.hardware import HardwareLine, tee_key_ids, tee_name
+from quotary_verifier.tlog.hardware import IDENTIFIER_CCA, HardwareLine, tee_key_ids, tee_name
 from quotary_verifier.tlog.note import parse_note
 from quotary_verifier.tlog.tiles import numbered_path
 from quotary_verifier.wire.bindings import ZERO, commit_digest
 from quotary_verifier.wire.frozen import frozen
-from quotary_verifier.wire.history import COMMITS_PER_FILE, Commit, CommitTeeSupport, split
+from quotary_verifier.wire.history import COMMITS_PER_FILE, Commit, split
 from quotary_verifier.wire.limits import MAX_COMMIT
-from quotary_verifier.wire.tee_support import MAX_PART, TeeSupport
+from quotary_verifier.wire.records import Genesis
+from quotary_verifier.wire.tee_support import MAX_PART, Endorsements, TeeSupport
+from quotary_verifier.wire.tpm_public import parse_public
 
 MAX_ENDORSEMENTS: Final = 16 * 1024 * 1024
 """Bytes that vouch for one line: certificates, CRLs and collateral have some ten thousand."""
 
+_CCA: Final = tee_name(IDENTIFIER_CCA)
 _KEPT: Final = 4
 _AGE: Final = "nitro.age"
 _MOVING: Final = frozenset({"signed_time_ms"})
@@ -49,34 +56,50 @@ _MOVING: Final = frozenset({"signed_time_ms"})
 
 @frozen
 class _Line:
-    """A line to be verified, and the commit that it is of."""
+    """What is to be verified of a commit: a TEE line, or what endorses the AK (`line` is None)."""
 
     number: int
     first: int
     size: int
     digest: bytes
     at: int
-    line: HardwareLine
-    support: CommitTeeSupport
-
-    @property
-    def kind(self) -> str:
-        return tee_name(self.line.identifier)
+    kind: str
+    line: HardwareLine | None
+    endorsements: Endorsements
 
 
 class TeeChecker:
     """Verifies the TEE lines of one origin and holds them to a policy's rules."""
 
-    __slots__ = ("_blobs", "_genesis", "_kept", "_known", "_origin", "_read", "_rules")
+    __slots__ = (
+        "_blobs",
+        "_endorsed",
+        "_genesis",
+        "_kept",
+        "_known",
+        "_now",
+        "_origin",
+        "_public",
+        "_read",
+        "_roots",
+        "_rules",
+        "_warned",
+    )
 
-    def __init__(self, origin: str, genesis: bytes, read: Read, rules: TeeRules | None) -> None:
-        """Take an origin and its genesis record; `rules` None are those of a policy that says nothing of TEEs."""
-        self._origin = origin
+    def __init__(self, genesis: bytes, read: Read, terms: TeeTerms) -> None:
+        """Take an origin by its genesis record, how its log is read, and what the policy asks."""
+        record = Genesis.decode(genesis)
+        self._origin = record.origin(genesis)
         self._genesis = hashlib.sha256(genesis).digest()
-        self._known = tee_key_ids(origin)
+        self._public = None if record.tpm is None else parse_public(record.tpm.ak)
+        self._known = tee_key_ids(self._origin)
         self._read, self._blobs = read, Blobs(read, keep=1)
-        self._rules = rules or TeeRules()
-        self._kept: dict[tuple[str, tuple[tuple[str, tuple[bytes, ...]], ...]], TeeSupport] = {}
+        self._rules = terms.rules or TeeRules()
+        # A path of RSA-4096 takes as long as the report's own signature, and a history has few chips.
+        self._roots = replace(self._rules.roots, amd=(self._rules.roots.amd or amd_roots()).remembering())
+        self._warned, self._now = terms.warned, terms.now
+        self._kept: dict[tuple[tuple[str, tuple[bytes, ...]], ...], Endorsements] = {}
+        self._endorsed: tuple[tuple[Endorsements, datetime] | None, tuple[TeeClaims, ...]] = (None, ())
 
     def file(self, job: TeeJob) -> VerifiedTees:
         """Read a history file again and verify the lines of its commits."""
@@ -123,11 +146,16 @@ class TeeChecker:
             return []
         size = parse_checkpoint(note.text, origin=self._origin).size
         digest = commit_digest(self._origin, commit.first, note.text)
-        return [_Line(number, commit.first, size, digest, at, *pair) for pair in matched]
+        found: list[tuple[str, HardwareLine | None, Endorsements]] = [
+            (tee_name(line.identifier), line, support.endorsements) for line, support in matched
+        ]
+        found += [(AZURE, None, support.endorsements) for support in commit.supports if support.endorsements]
+        return [_Line(number, commit.first, size, digest, at, *parts) for parts in found]
 
     def _judge(self, line: _Line) -> AuditedTee | Finding:
         """Verify a line and hold it to the rules; a finding where it is false."""
         kind = line.kind
+        keyless = kind == _CCA and not self._rules.has_rules(kind)
         try:
             claims = self._verify(line)
         except (OutOfTimeError, StaleCollateralError) as error:
@@ -138,56 +166,68 @@ class TeeChecker:
             said = f"what vouches for the evidence of {kind} is not published: {error}"
             return _stretch(line, "could-not", (("tee", "could-not", said),))
         except UnsupportedError as error:
-            return _stretch(line, "could-not", (("tee", "could-not", _named(kind, error)),))
+            if not keyless:
+                return _stretch(line, "could-not", (("tee", "could-not", _named(kind, error)),))
         except (MalformedError, EvidenceError) as error:
             where = Place(commit=line.number, leaf=line.first)
             return Finding(Code.TEE, Severity.FALSE, where, _named(kind, error))
+        if keyless:
+            said = f"lines of {kind} count for nothing, as the policy brings no key of its platform"
+            return _stretch(line, "not-appraised", (("tee", "notice", said),))
         return self._appraise(line, claims)
 
     def _verify(self, line: _Line) -> tuple[TeeClaims, ...]:
-        support = self._support(line.support)
+        parts, roots, at = self._endorsements(line.endorsements), self._roots, moment(line.at)
         bound = Bound(line.digest, self._genesis)
-        return verify_tee_line(line.line.evidence, support, bound, moment(line.at), self._rules.roots)
+        if line.line is not None:
+            return TeeLine(line.line, TeeSupport(line.line.identifier, parts)).verify(bound, at, roots)
+        assert self._public is not None  # a support with endorsements is that of a TPM
+        known, claims = self._endorsed
+        if known != (line.endorsements, at):  # it binds no commit, so commits of one time need it but once
+            claims = EndorsedAk(self._public, parts).verify(bound, at, roots)
+            self._endorsed = (line.endorsements, at), claims
+        return claims
 
-    def _support(self, named: CommitTeeSupport) -> TeeSupport:
-        """Return a support with the endorsements that it names; those of the last supports are kept."""
-        key = (named.identifier, tuple(named.endorsements.items()))
-        support = self._kept.get(key)
-        if support is not None:
-            return support
+    def _endorsements(self, named: Endorsements) -> Endorsements:
+        """Return the endorsements that a support names; those of the last supports are kept."""
+        key = tuple(named.items())
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
         left = MAX_ENDORSEMENTS
         parts: dict[str, tuple[bytes, ...]] = {}
-        for name, digests in named.endorsements.items():
+        for name, digests in named.items():
             found = []
             for digest in digests:
                 found.append(self._blobs.get(digest, min(left, MAX_PART)))
                 left -= len(found[-1])
             parts[name] = tuple(found)
-        support = TeeSupport(named.identifier, parts)
         if len(self._kept) >= _KEPT:
             del self._kept[next(iter(self._kept))]
-        self._kept[key] = support
-        return support
+        self._kept[key] = parts
+        return parts
 
     def _appraise(self, line: _Line, claims: tuple[TeeClaims, ...]) -> AuditedTee:
         kind, rules = line.kind, self._rules
-        findings = [_judged(rule) for device in claims for rule in appraise_tee(device, rules)]
+        broken = [rule for device in claims for rule in appraise_tee(device, rules)]
+        findings = [_judged(staged(rule, self._warned, self._now)) for rule in broken]
         if rules.own_root(kind):
             said = f"the evidence of {kind} was verified under a root of the policy's own, not its maker's"
             findings.append(("tee.roots", "notice", said))
         if not rules.has_rules(kind):
             said = f"the evidence of {kind} holds, but the policy has no rules for it: nothing of it was appraised"
             findings.append(("tee", "notice", said))
-        devices = tuple(
-            tuple(
-                (claim.name, str(claim.value))
-                for claim in device_claims("", device)
-                if claim.name not in _MOVING
-            )
-            for device in claims
-        )
         status = _status({severity for _, severity, _ in findings}, rules.has_rules(kind))
+        devices = tuple(self._device(kind, device, shows=status == "accepted") for device in claims)
         return _stretch(line, status, tuple(dict.fromkeys(findings)), devices)
+
+    def _device(self, kind: str, device: TeeClaims, *, shows: bool) -> tuple[tuple[str, str], ...]:
+        """Return what a device's evidence says, and which weights the image serves by the policy if it `shows` that."""
+        said = [
+            (claim.name, str(claim.value)) for claim in device_claims("", device) if claim.name not in _MOVING
+        ]
+        weights = self._rules.served(kind, device.measurements) if shows else ()
+        return (*said, *(("serves", value.hex()) for value in sorted(weights)))
 
 
 def _judged(found: Rule) -> tuple[str, str, str]:

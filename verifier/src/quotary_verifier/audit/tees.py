@@ -8,12 +8,12 @@ commits, so that the lines that are verified are those of the commits that were 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from quotary_verifier.audit.commits import CheckedCommit
+from quotary_verifier.audit.commits import AZURE, CheckedCommit
 from quotary_verifier.audit.findings import Code, Finding, Place, Severity
 from quotary_verifier.audit.report import AuditedTee
 from quotary_verifier.audit.sink import Sink
@@ -24,14 +24,29 @@ from quotary_verifier.wire.bindings import ZERO
 from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.history import COMMITS_PER_FILE
 
+if TYPE_CHECKING:
+    from quotary_verifier.policy.tee import TeeRules
+
 MAX_TEES: Final = 4096
 """Stretches of equal TEE evidence that a report lists."""
 
 REQUIRED: Final = "tee.required"
 """The rule that a line of a kind stands on every commit."""
 
-_LINES: Final = frozenset(map(tee_name, TEE_IDENTIFIERS))
+_KINDS: Final = frozenset({AZURE, *map(tee_name, TEE_IDENTIFIERS)})
 _SEVERITIES: Final = {"fail": Severity.POLICY, "could-not": Severity.COULD_NOT}
+
+
+@frozen
+class TeeTerms:
+    """What a policy asks of TEE lines: its rules, None where it has none, and those that only warn, and until when.
+
+    `now` is the time that this is compared with, in seconds since the epoch.
+    """
+
+    rules: TeeRules | None = None
+    warned: Mapping[str, int] = field(default_factory=dict)
+    now: int = 0
 
 
 @dataclass(slots=True)
@@ -102,7 +117,7 @@ class TeeFold:
     def __init__(self, state: Tees, policy: Policy, sink: Sink) -> None:
         self.state = state
         self._sink = sink
-        self._required = sorted(_LINES & policy.tee.required) if policy.tee is not None else []
+        self._required = sorted(_KINDS & policy.tee.required) if policy.tee is not None else []
 
     def commit(self, commit: CheckedCommit) -> None:
         """Take a commit, whose lines were matched and nothing more."""

@@ -14,7 +14,6 @@ from quotary_verifier.audit.report import Witnessing
 from quotary_verifier.audit.sink import Sink
 from quotary_verifier.errors import EvidenceError, MalformedError, PolicyError
 from quotary_verifier.policy.model import Policy
-from quotary_verifier.recipe.platform import Host
 from quotary_verifier.recipe.witness import Witnessed
 from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.cosignature import Cosignature, quorum_time, verify_cosignatures
@@ -44,10 +43,10 @@ class Witnesses:
 class WitnessFold:
     """Reads `cosigned/<size>` of each checkpoint."""
 
-    def __init__(self, state: Witnesses, policy: Policy, host: Host, read: Read, sink: Sink) -> None:
+    def __init__(self, state: Witnesses, policy: Policy, origin: str, read: Read, sink: Sink) -> None:
         self.state = state
         self._rule = policy.witnesses
-        self._host, self._read, self._sink = host, read, sink
+        self._origin, self._read, self._sink = origin, read, sink
 
     def commit(self, commit: CheckedCommit, boot: int | None) -> None:
         """Look for cosignatures on the checkpoint of a commit whose root holds."""
@@ -63,7 +62,7 @@ class WitnessFold:
         except (MalformedError, EvidenceError) as error:
             self._sink.tell(Code.WITNESS, Severity.FALSE, where, f"{path}: {error}")
             return
-        if note.text != Checkpoint(self._host.origin, commit.size, commit.root).text:
+        if note.text != Checkpoint(self._origin, commit.size, commit.root).text:
             self._other(found, where)
             return
         self._take(commit, found, where)
