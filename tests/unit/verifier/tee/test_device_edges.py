@@ -15,14 +15,20 @@ from azure_forge import VM, AzureForge, ak_jwk, base64url
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from device_forge import DIGEST, GENESIS, NOW, Issued, NitroForge, device_root, issue
-from nvidia_forge import FWID, NvidiaForge, fwid, little
+from nvidia_forge import FWID, NvidiaForge, fwid, little, tcb_info
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tee.azure import AzureRules, appraise_azure, verify_azure
 from quotary_verifier.evidence.tee.azure_hcl import MAX_REPORT as MAX_HCL
 from quotary_verifier.evidence.tee.azure_hcl import HclReport, parse_hcl_report
 from quotary_verifier.evidence.tee.device_pki import MAX_PATH, PinnedRoot, verify_device_path
-from quotary_verifier.evidence.tee.nitro import NitroClaims, verify_nitro
+from quotary_verifier.evidence.tee.nitro import (
+    NitroClaims,
+    NitroRules,
+    appraise_nitro,
+    verify_nitro,
+    verify_unbound_nitro,
+)
 from quotary_verifier.evidence.tee.nitro_document import MAX_DOCUMENT, parse_nitro_document
 from quotary_verifier.evidence.tee.nvidia import (
     MAX_DEVICES,
@@ -150,6 +156,31 @@ def test_a_document_that_is_no_list_of_four_is_malformed() -> None:
             parse_nitro_document(cbor2.dumps(made))
 
 
+def test_the_clock_may_be_five_minutes_ahead_and_a_document_as_old_as_the_rules_say() -> None:
+    claims = document()
+    for seconds, holds in ((300, True), (301, False)):
+        at = NOW - timedelta(seconds=seconds)
+        if holds:
+            assert verify_unbound_nitro(NitroForge().document(), at, root=ROOT).signed_time == NOW
+            continue
+        with pytest.raises(EvidenceError, match="yet to come"):
+            verify_unbound_nitro(NitroForge().document(), at, root=ROOT)
+    with pytest.raises(ValueError, match="time zone"):
+        verify_unbound_nitro(NitroForge().document(), NOW.replace(tzinfo=None), root=ROOT)
+    old = replace(claims, verified_at=NOW + timedelta(seconds=60))
+    assert appraise_nitro(old, NitroRules(max_age=timedelta(seconds=60))) == ()
+    assert [one.rule for one in appraise_nitro(old, NitroRules(max_age=timedelta(seconds=59)))] == [
+        "nitro.age"
+    ]
+    assert appraise_nitro(claims, NitroRules(modules=frozenset({"i-1-enc2"}))) == ()
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_an_enclave_is_in_debug_mode_unless_one_of_its_first_three_pcrs_says_otherwise(index: int) -> None:
+    pcrs = dict.fromkeys(range(16), bytes(48)) | {index: bytes(47) + b"\1"}
+    assert document(pcrs=pcrs).debug is (index == 3)
+
+
 # nvidia
 
 
@@ -208,9 +239,25 @@ class _Own(NvidiaForge):
         return issue("FMC", self.number + 1, identity, ca=False), identity
 
 
+class _Signed(NvidiaForge):
+    """A device with a second leaf."""
+
+    def __init__(self, leaf_of: Issued) -> None:
+        super().__init__()
+        self.leaf_of = leaf_of
+
+    def path(self) -> tuple[Issued, ...]:
+        return self.leaf_of, *super().path()[1:]
+
+
 def test_devices_are_told_apart_by_their_leaf_and_by_their_own_key() -> None:
     with pytest.raises(EvidenceError, match="are of one device"):  # one key of the device, two leaves
         together(NvidiaForge(), NvidiaForge(leaf={"begins": NOW - timedelta(hours=2)}))
+    brom = issue("BROM", 20, NvidiaForge().path()[2])
+    second = issue("FMC", 66, brom, ca=False, extra=(tcb_info("GH100", FWID),))
+    forged = _Signed(leaf_of=second)
+    with pytest.raises(EvidenceError, match="are of one device"):  # two leaf keys under one key of the device
+        together(NvidiaForge(), forged)
     one, other = _Own(number=60, fields={}), _Own(number=62, fields={})
     assert [claims.device for claims in together(one, other)] == [None, None]
     with pytest.raises(
