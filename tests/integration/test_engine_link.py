@@ -299,8 +299,8 @@ def test_the_other_end_of_a_connection_is_found(
 class _KernelWithoutTcpDiag:
     """Stands for a netlink socket of a kernel without tcp_diag, which cannot be taken out of the one that runs.
 
-    Such a kernel answers ENOENT to everything (net/ipv4/inet_diag.c, inet_diag_lock_handler): as an error, or, to a list
-    that it began, in the message that ends it.
+    Such a kernel answers ENOENT to everything (net/ipv4/inet_diag.c, inet_diag_lock_handler): as an error, or, to a
+    list that it began, in the message that ends it.
     """
 
     def __init__(self, told: int, *_: object) -> None:
