@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import click
@@ -15,7 +16,8 @@ import click
 from quotary_cli.bootlogs import BootLogFiles
 from quotary_cli.given import Given, given_attestations, is_archive
 from quotary_cli.output import ExitCode, Failure
-from quotary_verifier import NotChecked, Policy, PolicyError, Rejected
+from quotary_cli.render import HINTS
+from quotary_verifier import NotChecked, Policy, PolicyError, Rejected, Step
 from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.policy.findings import PlatformEvidence
 from quotary_verifier.wire.attestation import DIGEST_BYTES, Attestation
@@ -58,10 +60,11 @@ def read_evidence(
     *,
     quiet: bool,
     choose: Callable[[Iterable[Given]], list[Given]] = list,
+    hints: Mapping[Step, str] = MappingProxyType({}),
 ) -> list[Verified]:
     """Read and verify attestations; `policy` says whom to trust, and its rules on platforms are not asked.
 
-    `choose` says which of them; by default all.
+    `choose` says which of them; by default all. `hints` says what to do where a step does not pass.
 
     Raises:
         Failure: one of them is false (1) or could not be checked (3).
@@ -70,10 +73,12 @@ def read_evidence(
     with ExitStack() as opened:
         opened.callback(logs.close)
         given = choose(given_attestations(places, opened))
-        return [_verify(one, policy, at, logs) for one in _with_progress(given, quiet)]
+        return [_verify(one, policy, at, logs, hints) for one in _with_progress(given, quiet)]
 
 
-def _verify(given: Given, policy: Policy, at: int, files: BootLogFiles) -> Verified:
+def _verify(
+    given: Given, policy: Policy, at: int, files: BootLogFiles, hints: Mapping[Step, str]
+) -> Verified:
     from quotary_verifier.recipe.evidence import evidence_of
 
     data = given.load()
@@ -82,9 +87,11 @@ def _verify(given: Given, policy: Policy, at: int, files: BootLogFiles) -> Verif
         parsed = Attestation.decode(data)
         evidence = evidence_of(data, at, policy, logs)
     except (Rejected, MalformedError) as error:
-        raise Failure(f"{given.name}: {error}", code=ExitCode.REJECTED, hint=_NEVER) from None
+        hint = _hint(error, hints)
+        raise Failure(f"{given.name}: {error}", code=ExitCode.REJECTED, hint=hint) from None
     except (NotChecked, UnsupportedError) as error:
-        raise Failure(f"{given.name}: {error}", code=ExitCode.NOT_CHECKED, hint=_NEVER) from None
+        hint = _hint(error, hints)
+        raise Failure(f"{given.name}: {error}", code=ExitCode.NOT_CHECKED, hint=hint) from None
     except PolicyError as error:
         raise Failure(str(error), code=ExitCode.USAGE) from None
     for name, value in parsed.boot_logs.items():
@@ -97,6 +104,12 @@ def _verify(given: Given, policy: Policy, at: int, files: BootLogFiles) -> Verif
 _NEVER: Final = (
     "evidence that does not verify shows nothing; `attest verify --explain` goes through every step"
 )
+
+
+def _hint(error: Exception, hints: Mapping[Step, str]) -> str:
+    """Return what to do about the step that did not pass; else that nothing can be made of such evidence."""
+    step = error.report.failing if isinstance(error, Rejected | NotChecked) else None
+    return _NEVER if step is None else hints.get(step) or HINTS.get(step, _NEVER)
 
 
 def _is_archive(place: Path) -> bool:

@@ -31,7 +31,7 @@ from quotary_cli.moments import parse_time
 from quotary_cli.output import ExitCode, Failure, clean, note, print_json
 from quotary_cli.policyfile import read_bytes
 from quotary_cli.tomltext import remark, string, table
-from quotary_verifier import Policy, PolicyError
+from quotary_verifier import Policy, PolicyError, Step
 from quotary_verifier.policy.appraise import appraise_platform
 from quotary_verifier.policy.findings import Finding, Severity
 from quotary_verifier.policy.load import SCHEMA as POLICY_SCHEMA
@@ -43,6 +43,7 @@ _BOOT_PCRS: Final = (0, 4, 7)
 _LEARNED: Final = ("platform", "reference")
 _AGGREGATE: Final = "platform.ima.aggregate"
 _SHOWN: Final = 5
+_SOFTWARE: Final = "--software-tpm accepts it, for tests and demonstrations only"
 
 
 @click.command()
@@ -78,7 +79,8 @@ def learn(
     """
     text = _base_text(base, pins, software=software_tpm)
     trust, moment = _trust(text, base), parse_time(at)
-    found = read_evidence(evidence, log_places, trust, moment, quiet=as_json, choose=choose)
+    hints = {Step.TPM_KIND: _SOFTWARE} if pins else {}
+    found = read_evidence(evidence, log_places, trust, moment, quiet=as_json, choose=choose, hints=hints)
     models = {} if trust.models else models_of(one.evidence for one in found)
     learned = _learn(text, _boots(found), models, out, moment)
     if learned.files is not None:
@@ -123,11 +125,12 @@ def _base_text(base: Path | None, pins: tuple[str, ...], *, software: bool) -> s
 def _trust(text: str, base: Path | None) -> Policy:
     name = "--pin" if base is None else str(base)
     try:
-        policy = load_policy(text.encode())
-    except PolicyError as error:
+        taken = [key for key in _LEARNED if key in tomllib.loads(text)]
+        # lists belong to rules on platforms, so a base that may be used names none
+        policy = None if taken else load_policy(text.encode())
+    except (PolicyError, tomllib.TOMLDecodeError) as error:
         raise Failure(f"{name}: {error}", code=ExitCode.USAGE) from None
-    taken = [key for key in _LEARNED if key in tomllib.loads(text)]
-    if taken:
+    if policy is None:
         raise Failure(
             f"{name}: it has rules on platforms already ({', '.join(taken)})",
             code=ExitCode.USAGE,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 import click
 
@@ -23,7 +24,7 @@ _MARKS = {
     CheckState.COULD_NOT_CHECK: ("????", "yellow"),
     CheckState.NOT_CHECKED: ("  - ", "white"),
 }
-_HINTS = {
+HINTS: Final = {
     Step.DECODE: "this is no attestation, or it was damaged on its way",
     Step.OUTPUT: "the file was changed, or this attestation belongs to another output",
     Step.REQUEST: "the output answers another request than the one you named",
@@ -62,8 +63,8 @@ def render_report(name: str, report: Report, *, explain: bool) -> None:
         step = report.failing
         click.echo(f"  step      {ORDER[step]} {step}: {TITLES[step]}")
         click.echo(f"  reason    {clean(report.reason)}")
-        if step in _HINTS:
-            click.echo(f"  hint      {_HINTS[step]}")
+        if step in HINTS:
+            click.echo(f"  hint      {HINTS[step]}")
     _claims(report, everything=explain)
     for text in report.tolerances:
         click.echo(f"  tolerated {clean(text)}")
