@@ -128,10 +128,17 @@ def _with_secure_boot(kind: Kind, logs: Sequence[ReplayedLog]) -> Kind:
         ),
     )
     if not rules.enabled:
-        kind = _remarked(
-            kind, "Secure Boot is off in a boot that was learned from, so that it is not asked for"
-        )
+        kind = _remarked(kind, _off(rules))
     return replace(kind, secure_boot=rules, tolerate=kind.tolerate | tolerate)
+
+
+def _off(rules: SecureBootRules) -> str:
+    """Say what the rules ask for where Secure Boot need not be on: its keys all the same, and none where none were."""
+    said = "Secure Boot was off in a boot that was learned from, so it need not be on"
+    none = [name for name, values in (("PK", rules.pk), ("KEK", rules.kek), ("db", rules.db)) if not values]
+    if none:
+        said += f"; {', '.join(none)} had no entry in any boot, and may have none"
+    return f"{said}; enrolling keys is a change to learn anew"
 
 
 def _entries(states: Iterable[SecureBoot], of: Callable[[SecureBoot], Iterable[object]]) -> frozenset[str]:
