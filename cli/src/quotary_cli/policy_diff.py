@@ -51,6 +51,8 @@ def diff(
     """Compare the boots that BEFORE and AFTER show: attestations with their boot logs, verified under a policy.
 
     The policy says whom to trust; its rules on platforms are not asked. A difference is no failure: the exit code is 0.
+    One boot is compared with one, each by the newest attestation that is given of it; `attest policy check` holds any
+    number of boots against a policy.
     """
     if unverified_do_not_trust == (policy is not None):
         raise Failure(
