@@ -30,23 +30,29 @@ _MARKS: Final = {
     Severity.WARN: ("warning", "yellow"),
 }
 
+_SHOWN: Final = 5
+"""Departures from one rule that are shown, unless each is asked for: one more does as well as the words for it."""
+
 
 @click.command()
 @click.argument("evidence", nargs=-1, required=True, type=EVIDENCE, metavar="EVIDENCE...")
 @policy_options
 @logs_option
 @click.option("--at", metavar="TIME", help="Check as of this time (default: now).")
+@click.option("--all", "everything", is_flag=True, help="Show each departure, however many break one rule.")
 @json_option
 def check(
     evidence: tuple[Path, ...],
     policy: PolicyFile,
     log_places: tuple[Path, ...],
     at: str | None,
+    everything: bool,
     as_json: bool,
 ) -> int:
     """Hold EVIDENCE (attestations: files, folders, archives) against a policy, and tell every departure from it.
 
-    Evidence that does not verify is refused before. Nothing is said of outputs: `attest verify` does that.
+    Of many departures from one rule the first are shown and the others counted; --all and --json have each. Evidence
+    that does not verify is refused before. Nothing is said of outputs: `attest verify` does that.
     """
     moment = parse_time(at)
     rules = policy.read(moment)
@@ -57,7 +63,7 @@ def check(
         print_json({"schema": SCHEMA, "exit": int(code), "results": [_as_json(result) for result in results]})
     else:
         for result in results:
-            _show(result)
+            _show(result, everything=everything)
     return code
 
 
@@ -97,7 +103,7 @@ def _exit_code(results: list[Result]) -> ExitCode:
     return ExitCode.NOT_CHECKED if Severity.COULD_NOT in severities else ExitCode.OK
 
 
-def _show(result: Result) -> None:
+def _show(result: Result, *, everything: bool) -> None:
     state = {
         ExitCode.OK: ("accepted", "green"),
         ExitCode.REJECTED: _MARKS[Severity.FAIL],
@@ -105,9 +111,18 @@ def _show(result: Result) -> None:
     }[_exit_code([result])]
     reference = f"  reference set {result.appraisal.reference}" if result.appraisal.reference else ""
     click.echo(f"{style(*state)}  {clean(result.verified.name)}{clean(reference)}")
+    broken: dict[tuple[Severity, str], list[Finding]] = {}
     for finding in result.findings:
-        mark, colour = _MARKS[finding.severity]
-        click.echo(f"  {style(mark, colour)}  {finding.rule}: {clean(finding.message)}")
+        broken.setdefault((finding.severity, finding.rule), []).append(finding)
+    for (severity, rule), found in broken.items():
+        mark = style(*_MARKS[severity])
+        shown = found if everything or len(found) <= _SHOWN + 1 else found[:_SHOWN]
+        for finding in shown:
+            click.echo(f"  {mark}  {rule}: {clean(finding.message)}")
+        if len(shown) < len(found):
+            click.echo(
+                f"  {mark}  {rule}: {len(found) - len(shown)} more, {len(found)} in all (--all shows each)"
+            )
     for tolerance in result.appraisal.tolerances:
         click.echo(f"  tolerated  {clean(tolerance)}")
 

@@ -218,6 +218,66 @@ def test_trust_must_come_from_somewhere(folder: Path, capsys: pytest.CaptureFixt
     assert "rules on platforms already" in capsys.readouterr().err
 
 
+def test_a_software_tpm_is_refused_with_the_option_that_accepts_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    libtpms = 0x2019_1023_0016_3636
+    emulated = replace(HOST, pcrs=FIRST.pcrs()).attestation(reset_count=FIRST.resets, firmware=libtpms)
+    Path("soft.attestation").write_bytes(emulated.encode())
+    words = ["policy", "learn", "soft.attestation", "--out", "p.toml", *AT]
+    assert run([*words, "--pin", HOST.origin]) == 1
+    assert "hint: --software-tpm accepts it" in capsys.readouterr().err
+    assert run([*words, "--pin", HOST.origin, "--software-tpm"]) == 0
+    capsys.readouterr()
+    assert run([*words, "--base", "base.toml"]) == 1
+    assert "software = true under [tpm]" in capsys.readouterr().err
+
+
+def test_a_base_with_lists_is_refused_for_its_rules_and_not_for_a_list(
+    learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["policy", "learn", give(THIRD), "--base", str(learned), "--out", "again.toml", *AT]
+    assert run(words) == 2
+    said = capsys.readouterr().err
+    assert "rules on platforms already (platform)" in said
+    assert "list" not in said.split("hint:")[0].split(": ", 2)[2]
+    Path("no.toml").write_text("schema = [")
+    assert run([*words[:3], "--base", "no.toml", "--out", "again.toml"]) == 2
+
+
+def test_where_secure_boot_was_off_rules_and_words_agree(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    off = replace(FIRST, secure_boot=False)
+    assert learn(give(off, "first"), give(replace(SECOND, secure_boot=False), "second")) == 0
+    rules = tomllib.loads(Path("learned.toml").read_text())["platform"]["secure_boot"]
+    empty = [name for name, key in (("PK", "pk"), ("KEK", "kek"), ("db", "db")) if rules[key] == []]
+    assert not rules["enabled"]
+    said = " ".join(Path("learned.toml").read_text().replace("\n# ", " ").split())
+    assert "it need not be on" in said
+    assert "not asked for" not in said.split("[platform.secure_boot]")[0]
+    assert (f"{', '.join(empty)} had no entry in any boot, and may have none" in said) == bool(empty)
+    assert checked(give(replace(THIRD, secure_boot=False)), capsys) == (0, [])
+
+
+def test_of_many_departures_from_one_rule_the_first_are_shown_and_the_rest_counted(
+    learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = {f"/usr/bin/strange{number:02}": b"%d" % number for number in range(20)}
+    evidence = give(replace(THIRD, files={**THIRD.files, **strange}))
+    capsys.readouterr()
+    words = ["policy", "check", evidence, "--policy", "learned.toml", *AT]
+    assert run(words) == 1
+    short = capsys.readouterr().out.splitlines()
+    assert sum("/usr/bin/strange" in line for line in short) == 5
+    assert any("15 more, 20 in all (--all shows each)" in line for line in short)
+    assert run([*words, "--all"]) == 1
+    whole = capsys.readouterr().out
+    assert (whole.count("/usr/bin/strange"), "in all" in whole) == (20, False)
+    _, found = checked(evidence, capsys)
+    assert len(found) == 20
+
+
 def test_one_boot_teaches_and_says_that_it_shows_nothing_of_what_varies(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
