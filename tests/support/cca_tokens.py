@@ -30,7 +30,7 @@ def spki(key: Any) -> bytes:
 def pem_key(key: Any = None) -> str:
     """A platform's public key as it stands in a policy."""
     public = (key or CPAK).public_key()
-    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()  # type: ignore[no-any-return]
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def platform_key(key: Any = None) -> PlatformKey:

@@ -217,16 +217,13 @@ def _cose_point(data: bytes) -> bytes:
     fields = cbor.decode_unordered(data, max_bytes=256, what="realm key of arm cca")
     if type(fields) is not dict:
         raise MalformedError("the realm key of arm cca is no COSE_Key")
-    x, y, algorithm = (fields.get(label) for label in (_COSE_X, _COSE_Y, _COSE_ALGORITHM))
-    known = {
-        **_COSE_KEY,
-        _COSE_X: x,
-        _COSE_Y: y,
-        **({_COSE_ALGORITHM: ES384} if algorithm is not None else {}),
-    }
+    x, y = fields.get(_COSE_X, b""), fields.get(_COSE_Y, b"")
+    known = {**_COSE_KEY, _COSE_X: x, _COSE_Y: y}
+    if _COSE_ALGORITHM in fields:
+        known[_COSE_ALGORITHM] = ES384
     if fields != known or any(type(one) is not bytes or len(one) != _COORDINATE_BYTES for one in (x, y)):
         raise UnsupportedError("the realm key of arm cca is not a COSE_Key with both coordinates on p-384")
-    return b"\x04" + bytes(x) + bytes(y)
+    return b"".join((b"\x04", x, y))
 
 
 @frozen

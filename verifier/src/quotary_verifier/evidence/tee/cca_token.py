@@ -222,7 +222,7 @@ def _components(platform: dict[Any, Any]) -> tuple[Component, ...]:
 def _component(value: Any) -> Component:
     fields = value if type(value) is dict else {}
     name, version = fields.get(_KIND_OF_COMPONENT, ""), fields.get(_VERSION, "")
-    measurement, signer = fields.get(_MEASUREMENT), fields.get(_SIGNER)
+    measurement, signer = fields.get(_MEASUREMENT, b""), fields.get(_SIGNER, b"")
     texts = all(type(text) is str and len(text) <= _MAX_TEXT for text in (name, version))
     digests = all(type(one) is bytes and len(one) in HASHES.values() for one in (measurement, signer))
     if not texts or not digests:
