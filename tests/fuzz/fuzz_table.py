@@ -24,6 +24,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "fuzz_logs": ("tcg-events", "tcg-log", "uefi", "ima-binary", "ima-ascii", "ima-fields", "cel"),
     "fuzz_tee": ("tee",),
     "fuzz_tee_signed": ("snp", "amd-certificate", "tdx", "tdx-documents", "tdx-platform", "cca", "tee-line"),
+    "fuzz_tee_origins": ("tee-alone", "hcl-text", "ak-endorsements", "cca-key"),
     "fuzz_wire": ("cbor", "records", "artefacts", "note", "tiles", "inband", "tpm"),
 }
 """Module → its targets. One is loaded with its module only, as what it needs takes seconds to instrument."""
