@@ -355,7 +355,7 @@ def test_an_export_serves_the_log_without_the_agent(store: Store, tmp_path: Path
         assert export(store, target) > 0
         size = store.size
         paths = [tile.path for tile in (*grown_tiles(0, size), *grown_bundles(0, size))]
-        paths += ["checkpoint", "history/000", *[f"blob/{name}" for name in store.blob_names()]]
+        paths += ["checkpoint", "history/000", *store.paths_beside_tree()]
         for path in paths:
             assert (target / path).read_bytes() == store.serve(path)
     assert export(store, target) == 2, "only the checkpoint and the last history file can change"

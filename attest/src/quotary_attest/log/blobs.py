@@ -69,11 +69,14 @@ class Blobs:
         """Tell whether a blob of this SHA-256 is stored."""
         return self._path(digest.hex()).exists()
 
-    def names(self) -> Iterator[str]:
-        """Yield the name of every blob."""
+    def paths(self) -> Iterator[str]:
+        """Yield the path of every blob and of every cosigned note, as they are served."""
         for path in self._blobs.glob("[0-9a-f][0-9a-f]/*"):
             if _HEX.fullmatch(path.name):
-                yield path.name
+                yield f"blob/{path.name}"
+        for path in self._cosigned.iterdir():
+            if _SIZE.fullmatch(path.name):
+                yield f"cosigned/{path.name}"
 
     def put_cosigned(self, size: int, note: bytes) -> None:
         """Store the cosigned note of the checkpoint of `size`, in place of an earlier copy, durable."""

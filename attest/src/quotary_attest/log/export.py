@@ -24,8 +24,8 @@ def export(store: Store, target: Path) -> int:
     """
     commits, size = store.published
     written = 0
-    for path in _immutable(store, size):
-        if not (target / path).exists():
+    for path in _beside_history(store, size):
+        if path.startswith("cosigned/") or not (target / path).exists():  # a note may get more cosignatures
             _write(target / path, store.serve(path))
             written += 1
     for number in range(-(-commits // COMMITS_PER_FILE)):
@@ -40,14 +40,13 @@ def export(store: Store, target: Path) -> int:
     return written
 
 
-def _immutable(store: Store, size: int) -> Iterator[str]:
-    """Yield the paths of the tiles and bundles of the tree of `size` leaves, of all blobs, and of the longest part
-    of each boot log that a commit named."""
+def _beside_history(store: Store, size: int) -> Iterator[str]:
+    """Yield the paths of the tiles and bundles of the tree of `size` leaves, of all blobs and cosigned notes, and of
+    the longest part of each boot log that a commit named."""
     for tiles in (grown_tiles(0, size), grown_bundles(0, size)):
         for tile in tiles:
             yield tile.path
-    for name in store.blob_names():
-        yield f"blob/{name}"
+    yield from store.paths_beside_tree()
     for name in store.longest_boot_logs():  # what shorter prefixes are named, anybody can compute from these
         yield f"blob/{name}"
 

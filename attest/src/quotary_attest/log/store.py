@@ -383,9 +383,9 @@ class Store:
         """Return the SHA-256 of the longest part that a commit named of each boot log that grows, in hexadecimal."""
         return [prefix.digest.hex() for prefix in self._records.longest_prefixes()]
 
-    def blob_names(self) -> Iterator[str]:
-        """Yield the name of every blob, 64 hexadecimal digits."""
-        return self._blobs.names()
+    def paths_beside_tree(self) -> Iterator[str]:
+        """Yield the path of every blob and of every cosigned note that is stored, also of later commits."""
+        return self._blobs.paths()
 
     def put_cosigned(self, size: int, note: bytes) -> None:
         """Store the note of the checkpoint of `size` with its cosignatures, durable."""
