@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from forge import Forge, sign_tpm
+from forge import Forge
 
 from quotary_verifier.logs.workload import reveal
 from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE
@@ -23,12 +23,12 @@ def made(forge: Forge, *, nonce: bytes = NONCE, binds: bytes | None = None, **fi
     digest = fresh_digest(forge.origin, nonce) if binds is None else binds
     quote = replace(forge.quote(digest, forge.events()), **fields)
     attest = quote.encode()
-    assert forge.certificate is not None
+    certificates = () if forge.certificate is None else (forge.certificate,)
     support = TpmSupport(
         IDENTIFIER_TPM2_QUOTE,
         dict(forge.pcrs),
         chain_extend(forge.before, digest),
-        (forge.certificate,),
+        certificates,
         reveal(forge.events(), forge.keep),
     )
-    return FreshQuote(nonce, forge.genesis_record, pack_evidence(attest, sign_tpm(forge.ak, attest)), support)
+    return FreshQuote(nonce, forge.genesis_record, pack_evidence(attest, forge.sign(attest)), support)

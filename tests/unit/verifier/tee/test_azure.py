@@ -186,7 +186,7 @@ def test_every_rule_of_the_vm_that_is_broken_is_named_beside_those_of_the_hardwa
     snp = SnpRules(frozenset({Generation.MILAN}), measurements=PARAVISOR)
     rules = AzureRules(snp=snp, console=False, vms=frozenset({VM.lower()}))
     assert [finding.rule for finding in appraise_azure(claims, rules)] == [
-        "sev-snp.generation", "azure.tpm", "azure.secure-boot", "azure.console", "azure.vm",
+        "azure.sev-snp.generation", "azure.tpm", "azure.secure-boot", "azure.console", "azure.vm",
     ]  # fmt: skip
     lenient = AzureRules(snp=SNP, secure_boot=False)
     assert [finding.rule for finding in appraise_azure(claims, lenient)] == ["azure.tpm"]
@@ -198,7 +198,9 @@ def test_a_report_that_any_guest_could_have_made_is_not_accepted_as_the_paraviso
     assert (finding.rule, finding.severity) == ("azure.paravisor", Severity.FAIL)
     assert appraise_azure(verified(), AzureRules(snp=anyone, any_paravisor=True)) == ()
     other = SnpRules(anyone.generations, measurements=frozenset({bytes(48)}))
-    assert [one.rule for one in appraise_azure(verified(), AzureRules(snp=other))] == ["sev-snp.measurement"]
+    assert [one.rule for one in appraise_azure(verified(), AzureRules(snp=other))] == [
+        "azure.sev-snp.measurement"
+    ]
     by_key = SnpRules(anyone.generations, id_keys=frozenset({bytes(48)}))
     assert appraise_azure(verified(), AzureRules(snp=by_key)) == ()
 
@@ -211,9 +213,9 @@ def test_the_quote_that_the_host_made_of_a_tdreport_endorses_the_key_as_well() -
     assert claims.measurements["mrtd"] == b"\x11" * 48
     assert "tcb" in claims.not_shown
     pinned = AzureRules(tdx=TdxRules(mr_tds=frozenset({b"\x11" * 48})))
-    assert [finding.rule for finding in appraise_azure(claims, pinned)] == ["tdx.tcb"]
+    assert [finding.rule for finding in appraise_azure(claims, pinned)] == ["azure.tdx.tcb"]
     found = [finding.rule for finding in appraise_azure(claims, AzureRules(tdx=TdxRules()))]
-    assert found == ["azure.paravisor", "tdx.tcb"]
+    assert found == ["azure.paravisor", "azure.tdx.tcb"]
     with pytest.raises(EvidenceError, match="tdx quote has to bind"):
         verify_azure(forge.report(), AzureTdxEndorsements(TdxForge().quote()), NOW, intel=forged_root())
 

@@ -6,11 +6,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import intel_sgx
 import pytest
-from azure_forge import VM
+from azure_forge import VM, AzureForge, vtpm_public
 from azure_host import AZURE_RULES, AzureHost, endorsed
 from forge import NOW
+from fresh_quotes import NONCE, made
+from intel_sgx import TdxForge
 from tee_defects import LAUNCH, snp
+from tee_defects import RULES as SNP_RULES
 
 from quotary_verifier import (
     ClaimSource,
@@ -23,7 +27,13 @@ from quotary_verifier import (
     Step,
     load_policy,
     verify,
+    verify_fresh,
 )
+from quotary_verifier.errors import MalformedError
+from quotary_verifier.evidence.tee.azure import AzureTdxEndorsements
+from quotary_verifier.evidence.tee.azure_hcl import TDX
+from quotary_verifier.evidence.tee.azure_support import azure_endorsements, verify_azure_ak
+from quotary_verifier.evidence.tee.lines import TeeRoots
 from quotary_verifier.recipe.tee import ANY_PARAVISOR, ONE_AGENT, ONE_MACHINE
 from quotary_verifier.recipe.verdict import CheckState
 
@@ -212,3 +222,49 @@ def test_endorsements_are_verified_by_the_makers_roots_unless_the_policy_has_its
     report = outcome(HOST.accepted(roots=""))
     assert (report.outcome, report.failing) == (Outcome.REJECTED, Step.TEE)
     assert any("a root of the policy's own" in notice for notice in outcome(HOST.accepted()).notices)
+
+
+def test_what_only_warns_of_the_hardwares_own_line_does_not_reach_the_paravisor() -> None:
+    later = "until = 2099-01-01T00:00:00Z"
+    other = AZURE_RULES.replace(LAUNCH, "00" * 48)
+    report = outcome(HOST.accepted(f'{other}[[warn]]\nrule = "tee.sev-snp"\n{later}\n'))
+    assert (report.outcome, report.failing) == (Outcome.REJECTED, Step.TEE)
+    off = endorsed(settings={"vmUniqueId": VM, "tpm-enabled": True, "secure-boot": False})
+    policy = HOST.accepted(f'{AZURE_RULES}[[warn]]\nrule = "tee.azure.secure-boot"\n{later}\n')
+    report = outcome(policy, with_endorsements(off))
+    assert report.outcome is Outcome.VERIFIED, report.reason
+    assert any("tee.azure.secure-boot only warns" in text for text in report.tolerances)
+
+
+def test_a_fresh_quote_is_endorsed_as_a_commit_is() -> None:
+    policy = load_policy(HOST.accepted().encode())
+    good = made(HOST)
+    endorsed_quote = replace(good, support=replace(good.support, endorsements=HOST.endorsements))
+    report = verify_fresh(endorsed_quote.encode(), NONCE, NOW, policy).report
+    assert said(report, "tee.azure") == ["accepted by the policy's rules"]
+    with pytest.raises(Rejected, match="has no such endorsement"):
+        verify_fresh(good.encode(), NONCE, NOW, policy)
+    both = HOST.accepted(AZURE_RULES.replace('["azure"]', '["azure", "sev-snp"]') + SNP_RULES)
+    with pytest.raises(Rejected, match="evidence of sev-snp, and a fresh quote carries none"):
+        verify_fresh(endorsed_quote.encode(), NONCE, NOW, load_policy(both.encode()))
+
+
+def test_without_rules_a_report_of_another_time_could_not_be_dated() -> None:
+    report = outcome(HOST.accepted(""), at=LATER)
+    assert report.outcome is Outcome.VERIFIED, report.reason
+    assert said(report, "tee.azure") == ["could not be dated: nothing of it counts"]
+    assert said(report, "root") == ["tpm2-quote: this commit, the PCRs, the workload log and the boot"]
+
+
+def test_a_tdx_quote_of_the_host_endorses_the_key_as_well() -> None:
+    forge = AzureForge(kind=TDX, tail=b"")
+    quote = TdxForge(body={0x208: forge.report_data()}).quote()
+    at, roots = intel_sgx.NOW, TeeRoots(intel=intel_sgx.forged_root())
+    for collateral in (None, intel_sgx.collateral()):
+        parts = azure_endorsements(forge.report(), AzureTdxEndorsements(quote, collateral))
+        assert ("tcb_info" in parts) is (collateral is not None)
+        assert verify_azure_ak(parts, vtpm_public(), at, roots).hardware.kind == "tdx"
+    for change in ({"tcb_info": None}, {"quote": None}, {"leaf": (b"x",)}):
+        other = {name: part for name, part in {**parts, **change}.items() if part is not None}
+        with pytest.raises(MalformedError, match="missing or too many"):
+            verify_azure_ak(other, vtpm_public(), at, roots)

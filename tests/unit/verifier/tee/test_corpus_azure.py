@@ -130,13 +130,13 @@ def check_evidence(item: Entry) -> None:
     assert report.host_data.hex() == expected["host_data"]
     assert datetime.fromisoformat(expected["valid_at"]) == AT
     assert {one.rule for one in appraise_azure(claims, rules_for(claims)) if one.severity is Severity.FAIL} == {
-        "sev-snp.version", "sev-snp.provisional",
+        "azure.sev-snp.version", "azure.sev-snp.provisional",
     }  # fmt: skip
     newer = verified(in_one_file())
     opted = rules_for(claims, versions=frozenset({2}), provisional=True)
     for accepted, rules in ((claims, opted), (newer, rules_for(newer))):
         (warned,) = enforce(appraise_azure(accepted, rules))
-        assert warned.rule == "sev-snp.generation"
+        assert warned.rule == "azure.sev-snp.generation"
         unnamed = AzureRules(snp=SnpRules(frozenset({Generation.MILAN})))
         assert "azure.paravisor" in {finding.rule for finding in appraise_azure(accepted, unnamed)}
 

@@ -17,6 +17,7 @@ _RULES: Final[Mapping[str, str]] = {
     " mrconfigid mrowner mrownerconfig device platform",
     "nitro": "kind debug pcr module age",
     "nvidia": "architecture driver vbios measurement device firmware",
+    "azure": "secure-boot console vm",
     "cca": "debug profile hash component rim rem0 rem1 rem2 rem3 personalization implementation device",
 }
 

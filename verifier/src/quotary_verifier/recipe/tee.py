@@ -213,7 +213,7 @@ def _notices(judged: list[JudgedTee], rules: TeeRules) -> list[str]:
                 f"the evidence of {one.name} was verified under a root of the policy's own, not its maker's"
             )
         notices += [warning.message for warning in one.warnings]
-    if rules.azure is not None and any(one.name == AZURE for one in judged):
+    if rules.azure is not None and any(one.endorses_ak for one in judged):
         notices.append(ANY_PARAVISOR if rules.azure.any_paravisor else ONE_MACHINE)
     return notices
 

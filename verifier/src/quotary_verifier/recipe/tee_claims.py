@@ -41,6 +41,8 @@ def tee_claims(judged: Iterable[JudgedTee]) -> Iterator[Claim]:
 def _contribution(line: JudgedTee) -> str:
     first = line.claims[0]
     if isinstance(first, AzureClaims):
+        if not line.appraised:
+            return "a report that names the attestation key, and that any guest of such hardware could have made"
         return "the attestation key, which its hardware endorses as that of the confidential vm's vtpm"
     if isinstance(first, NvidiaClaims):
         count = len(line.claims)

@@ -162,10 +162,14 @@ def _of_hardware(hardware: SnpClaims | TdxClaims, rules: AzureRules) -> Iterator
         yield Finding("azure.paravisor", Severity.FAIL, message)
     if isinstance(hardware, SnpClaims):
         assert isinstance(wanted, SnpRules)
-        yield from appraise_snp(hardware, wanted)
+        found = appraise_snp(hardware, wanted)
     else:
         assert isinstance(wanted, TdxRules)
-        yield from appraise_tdx(hardware, wanted)
+        found = appraise_tdx(hardware, wanted)
+    for (
+        one
+    ) in found:  # under names of their own: what only warns of a line of this hardware does not reach here
+        yield Finding(f"azure.{one.rule}", one.severity, f"azure: {one.message}")
 
 
 def _of_vm(report: HclReport, rules: AzureRules) -> Iterator[Finding]:
