@@ -13,17 +13,26 @@ import pytest
 from corpus import corpus_bytes, entries, entry, judge, needs_corpus
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+from forge import Forge
 
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tee.amd_certs import Generation, amd_roots, read_amd_certificate, verify_link
 from quotary_verifier.evidence.tee.azure import AzureClaims, AzureRules, appraise_azure, verify_azure
 from quotary_verifier.evidence.tee.azure_hcl import SNP, parse_hcl_report
+from quotary_verifier.evidence.tee.azure_support import azure_endorsements
+from quotary_verifier.evidence.tee.lines import Bound
 from quotary_verifier.evidence.tee.shape import Severity, enforce
 from quotary_verifier.evidence.tee.snp import SnpClaims, SnpEndorsements
 from quotary_verifier.evidence.tee.snp_report import Policy
 from quotary_verifier.evidence.tee.snp_rules import SnpRules
-from quotary_verifier.evidence.tpm_quote import check_pcr_digest, verify_signature
+from quotary_verifier.evidence.tpm_keys import attestation_key
+from quotary_verifier.evidence.tpm_quote import check_pcr_digest, check_qualified_signer, verify_signature
+from quotary_verifier.policy.tee import TeeRules
+from quotary_verifier.recipe.platform import read_host
+from quotary_verifier.recipe.tee import EndorsedAk, judge_line
 from quotary_verifier.wire import tpm
+from quotary_verifier.wire.records import Genesis, TpmIdentity
+from quotary_verifier.wire.tpm_names import HIERARCHIES, RH_ENDORSEMENT
 from quotary_verifier.wire.tpm_reader import sized, u16
 
 pytestmark = needs_corpus
@@ -84,7 +93,7 @@ def ak_of(claims: AzureClaims) -> tpm.Public:
     assert isinstance(key, rsa.RSAPublicKey)
     modulus = key.public_numbers().n.to_bytes(key.key_size // 8, "big")
     area = tpm.encode_public(
-        attributes=0x50072,
+        attributes=0x50472,
         key=tpm.RsaKey(key.key_size, 65537, modulus),
         scheme=tpm.ALG_RSASSA,
         scheme_hash=11,
@@ -233,3 +242,37 @@ def test_no_byte_of_a_real_report_or_of_what_it_binds_can_be_altered(given: Call
 def test_a_report_and_the_processor_of_another_machine_do_not_fit() -> None:
     with pytest.raises(EvidenceError, match="not signed by this VCEK"):
         verified(in_files()._replace(vcek=in_one_file().vcek))
+
+
+@pytest.mark.parametrize("given", [in_one_file, in_files])
+def test_a_real_quote_is_of_a_primary_of_the_endorsement_hierarchy_whose_genesis_record_can_be_written(
+    given: Callable[[], Collected],
+) -> None:
+    """The name that the quote carries fits one public area and one hierarchy: RSASSA with SHA-256, attributes 0x50472,
+    no policy. So item 6 of a genesis record is 4000000b, and the recipe's own functions take report and quote."""
+    machine = given()
+    claims = verified(machine)
+    attest = tpm.parse_attest(machine.message)
+    parent = RH_ENDORSEMENT.to_bytes(4)
+    key = attestation_key(ak_of(claims), parent)
+    assert not key.profile.own
+    check_qualified_signer(attest, key.qualified_name)
+    for other in HIERARCHIES.keys() - {RH_ENDORSEMENT}:
+        with pytest.raises(EvidenceError):
+            check_qualified_signer(attest, attestation_key(key.public, other.to_bytes(4)).qualified_name)
+    nv = Forge().counter
+    record = Genesis(
+        b"s" * 16, 0, "vm.example.net", bytes(32), TpmIdentity(key.public.raw, parent, 15, 13, nv)
+    )
+    host = read_host(record.encode())
+    endorsements = SnpEndorsements(machine.vcek, corpus_bytes("tee/snp/ask-milan.der"))
+    one = EndorsedAk(host.public, azure_endorsements(machine.hcl, endorsements))
+    rules = TeeRules(
+        required=frozenset({"azure"}), azure=rules_for(claims, versions=frozenset({2, 3}), provisional=True)
+    )
+    judged = judge_line(one, Bound(bytes(32), bytes(32)), int(AT.timestamp()), rules)
+    assert (judged.name, judged.appraised) == ("azure", True)
+    another = in_files if given is in_one_file else in_one_file
+    stranger = EndorsedAk(ak_of(verified(another())), one.endorsements)
+    with pytest.raises(EvidenceError, match="not the one that the confidential vm"):
+        judge_line(stranger, Bound(bytes(32), bytes(32)), int(AT.timestamp()), rules)
