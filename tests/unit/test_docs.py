@@ -205,7 +205,7 @@ def test_the_policy_of_the_specification_can_be_read() -> None:
         ("-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n", Authority().pem),
         ('"""…"""', ""),
         ("…64 hexadecimal digits…", "0" * 64),
-        ("…96 hexadecimal digits…", "0" * 96),
+        ("…96 hexadecimal digits…", "1" * 96),
         ("witness.example.org+b8a2cf20+BF…", VerifierKey("w.example", TYPE_COSIGNATURE, bytes(32)).encode()),
         ('sha256 = "…"', f'sha256 = "{hashlib.sha256(listed).hexdigest()}"'),
         ("…", "0" * 64),
