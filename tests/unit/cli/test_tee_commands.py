@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from amd_pki import AmdForge
+from cca_tokens import cca_mint
 from tee_devices import FakeNvml, FakeTsm, snp_mint
 
 from quotary_attest.tee import opening, probe
@@ -66,6 +67,24 @@ def test_a_report_binds_what_is_nobodys_choice(
     assert machine.asked == [(BOUND, 1)]
     assert run(["tee", "report", "sev-snp", str(file)]) == 0
     assert "1184 bytes, sha-256" in capsys.readouterr().out
+
+
+def test_a_realm_is_seen_and_its_token_shown_and_for_which_no_maker_is_asked(
+    machine: FakeTsm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.provider, machine.mint = "arm_cca_guest", cca_mint
+    assert run(["tee", "status"]) == 0
+    assert "usable    cca        arm_cca_guest makes reports" in capsys.readouterr().out
+    file = tmp_path / "token"
+    assert run(["tee", "report", "cca", str(file)]) == 0
+    capsys.readouterr()
+    assert run(["inspect", str(file), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["kind"], shown["content"]["challenge"]) == ("Arm CCA token", BOUND.hex())
+    assert run(["tee", "fetch-collateral", str(file), "--out", str(tmp_path / "kept")]) == 3
+    assert "the key of an arm cca platform comes from who sold it" in capsys.readouterr().err
+    assert run(["tee", "report", "arm", str(file)]) == 2
+    assert "invalid value for 'KIND'" in capsys.readouterr().err
 
 
 def test_a_report_that_cannot_be_made_ends_with_a_message_and_a_hint(

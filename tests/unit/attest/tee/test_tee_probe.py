@@ -135,3 +135,4 @@ def test_devices_that_a_configuration_names_are_looked_for_there(tmp_path: Path)
     where = places_of({"tdx": tmp_path / "reports", "nitro": tmp_path / "nsm", "nvidia": None})
     assert where.tsm == KernelFiles(tmp_path / "reports")
     assert where.nsm == tmp_path / "nsm"
+    assert places_of({"cca": tmp_path / "realms"}).tsm == KernelFiles(tmp_path / "realms")
