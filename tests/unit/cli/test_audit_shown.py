@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from base64 import b64encode
 from collections.abc import Callable
@@ -213,6 +214,14 @@ def test_the_drawing_has_a_name_and_every_table_a_caption() -> None:
     assert ("aria-labelledby", "timeline-title timeline-desc") in seen.attributes
     assert seen.tags.count("table") == seen.tags.count("caption")
     assert ("lang", "en") in seen.attributes
+
+
+def test_every_column_of_times_names_whose_clock_it_is() -> None:
+    for sample in (one_boot(), rejected(), many()):
+        heads = re.findall(r"<th[^>]*>([^<]*)</th>", audit_page(sample, NAME))
+        timed = [html.unescape(head) for head in heads if re.search(r"\b(from|time|listed|quorum)\b", head)]
+        assert timed
+        assert [head for head in timed if "clock" not in head] == []
 
 
 def test_the_axis_is_the_hosts_clock_only_where_it_runs_forward() -> None:

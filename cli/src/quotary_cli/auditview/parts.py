@@ -25,6 +25,9 @@ from quotary_verifier.audit.report import AuditedBoot, AuditedModel, AuditReport
 MOST_ROWS: Final = 400
 """Rows of a table; what is left out stands in the JSON form."""
 
+_PERIOD: Final = "from - to (host's clock)"
+_MOMENT: Final = "time (host's clock)"
+
 _TAGS: Final = {"accepted": "ok", "warned": "warn", "rejected": "bad"}
 Item = TypeVar("Item")
 
@@ -73,7 +76,7 @@ def _boots(report: AuditReport) -> str:
 
     heads = (
         "boot",
-        "from - to",
+        _PERIOD,
         "policy",
         "commits",
         "resets / restarts",
@@ -104,7 +107,7 @@ def _periods(report: AuditReport) -> str:
             text(_workload(stretch)),
         ]
 
-    heads = ("boot", "from - to", "commits", "policy", "findings and PCRs", "TPM", "workload")
+    heads = ("boot", _PERIOD, "commits", "policy", "findings and PCRs", "TPM", "workload")
     caption = "What the policy says of every period in which platform and workload stayed the same"
     return _table(heads, stretches(report.periods), row, caption, frozenset({0, 2}))
 
@@ -137,7 +140,7 @@ def _models(lanes: list[tuple[AuditedModel, list[Span]]]) -> str:
         ]
         for model, spans in lanes[:MOST_ROWS]
     )
-    heads = ("model", "weights", "policy", "listed", "leaves meanwhile")
+    heads = ("model", "weights", "policy", "listed (host's clock)", "leaves meanwhile")
     caption = f"Models that the workload log lists, and so may have served{_left(len(lanes))}"
     return table(heads, rows, caption, frozenset({4}))
 
@@ -177,7 +180,7 @@ def _starts(report: AuditReport) -> str:
         ]
         for start in report.starts[:MOST_ROWS]
     )
-    heads = ("boot", "host's time", "commit", "counter", "skipped", "history", "records of lost starts")
+    heads = ("boot", _MOMENT, "commit", "counter", "skipped", "history", "records of lost starts")
     numbered = ", numbered by a counter in the TPM" if report.boots else ""
     caption = f"Every start of the agent{numbered}{_left(len(report.starts))}"
     return table(heads, rows, caption, frozenset({0, 2, 3, 4}))
@@ -189,7 +192,7 @@ def _statements(report: AuditReport) -> str:
         for item in report.statements[:MOST_ROWS]
     )
     caption = f"What the host promised, each until the next{_left(len(report.statements))}"
-    return table(("host's time", "leaf", "text"), rows, caption, frozenset({1}))
+    return table((_MOMENT, "leaf", "text"), rows, caption, frozenset({1}))
 
 
 def _lines(written: str) -> str:
@@ -207,7 +210,9 @@ def _witnesses(report: AuditReport) -> str:
         for item in report.witnesses[-MOST_ROWS:]
     )
     caption = f"Checkpoints that witnesses cosigned, by the witnesses' time{_left(len(report.witnesses))}"
-    return table(("time of the quorum", "leaves", "commit", "witnesses"), rows, caption, frozenset({1, 2}))
+    return table(
+        ("quorum (witnesses' clocks)", "leaves", "commit", "witnesses"), rows, caption, frozenset({1, 2})
+    )
 
 
 def _records(report: AuditReport) -> str:
