@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from quotary_attest.bootlogs import IMA_LOG, BootLogSettings
-from quotary_attest.engine.endorsing import AkEndorsements, Endorsing
+from quotary_attest.bootlogs import BootLogSettings
+from quotary_attest.engine.endorsing import Endorsing
 from quotary_attest.engine.errors import (
     AgentError,
     Busy,
@@ -34,8 +34,8 @@ from quotary_attest.engine.errors import (
     UnknownOutput,
 )
 from quotary_attest.engine.fresh import fresh_quote
-from quotary_attest.engine.further import FurtherRoot, FurtherRoots, check_anchored, close_all
-from quotary_attest.engine.host import CRASH_POINTS, Host, TeeHost, TpmHost, World, check_root
+from quotary_attest.engine.further import FurtherRoot
+from quotary_attest.engine.host import CRASH_POINTS, Host, World
 from quotary_attest.engine.loop import MAX_QUEUE, Engine
 from quotary_attest.engine.outputs import Delivered, NewOutput, make_output_id
 from quotary_attest.engine.statements import declare
@@ -44,11 +44,10 @@ from quotary_attest.engine.stored import Stored
 from quotary_attest.log.errors import NotFound
 from quotary_attest.log.store import Store
 from quotary_attest.metrics import NO_METRICS, Metrics
+from quotary_attest.opening import Opening
 from quotary_attest.roots import Root
 from quotary_attest.serving.aliases import alias_secret_of
 from quotary_attest.serving.attester import STATEMENT_ID
-from quotary_attest.state import StateFolder, read_identity
-from quotary_attest.tpm.model import TpmIdentity
 from quotary_attest.workload import Workload
 from quotary_verifier.evidence.tee.lines import TeeRoots
 from quotary_verifier.wire.bindings import request_commitment
@@ -83,13 +82,11 @@ class Agent:
         `roots` bind commits beside the TPM, or in its place, are open, and are closed with the agent; their evidence
         has to verify under `tee_roots`, by default the makers'. `endorsing` finds what hardware says of the AK.
         """
-        self._folder, self._tpm, self._root = folder, tpm, root
-        self._workload, self._resume = workload or Workload(), resume
-        self._world, self._max_queue = world or World(), max_queue
-        self._metrics = metrics
-        self._boot_logs = boot_logs or BootLogSettings()
-        self._roots, self._tee_roots = tuple(roots), tee_roots
-        self._endorsing = endorsing
+        logs = boot_logs or BootLogSettings()
+        self._opening = Opening(
+            folder, tpm, root, world or World(), metrics, logs, tuple(roots), endorsing, tee_roots
+        )
+        self._workload, self._resume, self._max_queue = workload or Workload(), resume, max_queue
         self._parts: tuple[Host, Engine, Stored] | None = None
         self._closed = False
 
@@ -137,7 +134,7 @@ class Agent:
             raise Unavailable("the agent was closed", hint="make a new one")
         if self._parts is not None:
             return
-        host = await self._open_host()
+        host = await self._opening.open()
         engine = Engine(host, max_queue=self._max_queue)
         try:
             await host.load_certificates()
@@ -146,33 +143,6 @@ class Agent:
             await host.close()
             raise
         self._parts = host, engine, Stored(host)
-
-    async def _open_host(self) -> Host:
-        root = self._root
-        state = None
-        try:
-            state = StateFolder(self._folder)
-            identity = read_identity(self._folder)
-            if root is None and identity.tpm is not None:
-                root = await _reach(identity.tpm, self._tpm, self._boot_logs)
-            if root is None:
-                check_anchored(self._roots)
-            else:
-                check_root(identity, root)
-            further = FurtherRoots(self._roots, identity, self._world.now, self._tee_roots)
-            store = await asyncio.to_thread(Store.open, state.log)
-            if root is None:
-                return TeeHost(state, identity, store, self._world, self._metrics, further)
-            known = AkEndorsements(self._endorsing, self._world.now, self._tee_roots)
-            logs, metrics = self._boot_logs, self._metrics
-            return TpmHost(state, identity, store, root, self._world, metrics, logs, further, known)
-        except BaseException:
-            await close_all(self._roots)
-            if state is not None:
-                state.close()
-            if root is not None:
-                await root.close()
-            raise
 
     @property
     def _host(self) -> Host:
@@ -380,13 +350,6 @@ class Agent:
     def status(self) -> dict[str, Any]:
         """Return what an operator wants to see, as JSON can hold it."""
         return status_of(self._host, self._engine, self.models)
-
-
-async def _reach(keys: TpmIdentity, tpm: str, logs: BootLogSettings) -> Root:
-    """Open the root on a TPM. The import is late: what needs no TPM has none of its libraries."""
-    from quotary_attest.tpm.root import TpmOptions, open_root
-
-    return await open_root(keys, tpm, TpmOptions(ima_log=logs.ima or IMA_LOG))
 
 
 __all__ = [
