@@ -260,6 +260,10 @@ def test_devices_are_told_apart_by_their_leaf_and_by_their_own_key() -> None:
         together(NvidiaForge(), forged)
     one, other = _Own(number=60, fields={}), _Own(number=62, fields={})
     assert [claims.device for claims in together(one, other)] == [None, None]
+    with pytest.raises(ValueError, match="time zone"):
+        verify_nvidia_devices(
+            line(one), [one.certificates()], NOW.replace(tzinfo=None), nonce=DIGEST, root=ROOT
+        )
     with pytest.raises(
         EvidenceError, match="are of one device"
     ):  # one leaf, and no key that names the device

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from device_forge import NOW, device_root, issue, path_of
+from device_forge import device_root, issue, path_of
 
 from quotary_verifier.errors import MalformedError
 from quotary_verifier.evidence.tee.device_pki import PinnedRoot, read_certificate, verify_device_path

@@ -13,7 +13,6 @@ from typing import Any
 import intel_sgx
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from intel_sgx import (
     BOUND,
     NOW,
@@ -39,7 +38,7 @@ from intel_sgx import (
     tcb_signing,
 )
 
-from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
+from quotary_verifier.errors import EvidenceError, MalformedError, OutOfTimeError, UnsupportedError
 from quotary_verifier.evidence.tee.intel_pki import MAX_CHAIN, read_chain, verify_intel_path
 from quotary_verifier.evidence.tee.tdx import TdxClaims, verify_tdx
 from quotary_verifier.evidence.tee.tdx_collateral import MAX_JSON, TdxCollateral, read_json
@@ -227,11 +226,6 @@ def test_a_small_number_has_one_to_three_bytes_and_no_sign(content: bytes, value
         verified(forge)
 
 
-def test_a_pck_whose_key_is_of_another_kind_or_curve_is_told_apart_from_a_false_one() -> None:
-    with pytest.raises(UnsupportedError, match="not on p-256"):
-        verified(TdxForge(pck={"own_key": ec.generate_private_key(ec.SECP521R1())}))
-
-
 @pytest.mark.parametrize(
     ("svn", "levels", "reached"),
     [
@@ -377,3 +371,29 @@ def test_a_library_that_says_something_of_another_form_could_not_be_asked(
     monkeypatch.setitem(sys.modules, "dcap_qvl", fake)
     with pytest.raises(UnsupportedError, match="form that is not known"):
         verified(None, collateral())
+
+
+def test_without_an_identity_of_its_own_a_modules_first_svn_counts_too() -> None:
+    asks = level(0, "UpToDate")
+    asks["tcb"]["tdxtcbcomponents"] = [{"svn": 3}, *[{"svn": 0}] * 15]
+    given = collateral(tcb_info(tcbLevels=[asks, level(0, "OutOfDate")], tdxModuleIdentities=None))
+    for minor, status in ((b"\2\0", "OutOfDate"), (b"\3\0", "UpToDate")):
+        assert appraised(given, TdxForge(body={0: minor})).platform == status
+
+
+def test_a_body_of_td_1_5_is_appraised_like_one_of_td_1_0() -> None:
+    for version, body in ((4, 2), (5, 2), (5, 3)):
+        assert appraised(collateral(), TdxForge(version, body)).status == "UpToDate"
+
+
+def test_a_crl_made_after_a_certificate_ceased_to_be_valid_does_not_speak_for_it() -> None:
+    forge = TdxForge(pck={"days": (-20, 5)})
+    later = collateral(pck_crl=crl(PCK_CA, days=(6, 29)))
+    with pytest.raises(UnsupportedError, match="no crl of that time says"):
+        verified(forge, later)
+    assert appraised(collateral(pck_crl=crl(PCK_CA, days=(4, 29))), forge).status == "UpToDate"
+
+
+def test_a_pck_of_another_time_is_refused_beside_current_collateral_too() -> None:
+    with pytest.raises(OutOfTimeError, match="the certificate path of the pck is not valid at"):
+        verified(TdxForge(pck={"days": (-20, -5)}), collateral())
