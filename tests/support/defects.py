@@ -856,5 +856,6 @@ def no_nonce_under_a_policy_that_demands_one() -> Case:
     return _case(forge, forge.attestation(), Step.FRESHNESS, policy=policy, nonce=None)
 
 
-import boot_defects  # noqa: E402, F401 - registers its cases, and needs what stands above
-import tee_defects  # noqa: E402, F401 - as boot_defects
+import alone_defects  # noqa: E402, F401 - registers its cases, and needs what stands above
+import boot_defects  # noqa: E402, F401 - as alone_defects
+import tee_defects  # noqa: E402, F401 - as alone_defects
