@@ -70,6 +70,22 @@ def test_systemd_has_nothing_to_say_of_the_units(units: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_systemd_has_nothing_to_say_of_the_service_without_a_tpm(units: Path) -> None:
+    folder = units / "quotary-agent.service.d"
+    folder.mkdir()
+    dropped = (SHARE / "tee.conf").read_text()
+
+    def said(more: str) -> str:
+        (folder / "tee.conf").write_text(dropped + more)
+        files = sorted(each for each in units.glob("quotary-*") if each.is_file())
+        command = [program("systemd-analyze"), "verify", "--man=no", *files]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+    assert said("") == ""
+    assert "NoSuchKey" in said("NoSuchKey=1\n"), "the file is not read"
+    assert {"AssertPathExists=", "SupplementaryGroups=", "DeviceAllow="} <= set(dropped.splitlines())
+
+
 def test_the_service_exposes_little_by_systemds_own_measure(units: Path) -> None:
     done = subprocess.run(
         [

@@ -71,7 +71,9 @@ def genesis_view(data: bytes) -> Content:
         "time": time_view(genesis.time),
         "note_key": genesis.note_key.hex(),
     }
-    if genesis.tpm is not None:
+    if genesis.tpm is None:
+        content["tpm"] = "none"
+    else:
         public = parse_public(genesis.tpm.ak)
         content |= {
             "ak_name": public.name.hex(),
