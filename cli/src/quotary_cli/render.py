@@ -13,6 +13,9 @@ from quotary_verifier import CheckState, Outcome, Report, Step
 from quotary_verifier.recipe.steps import ORDER, TITLES
 from quotary_verifier.recipe.verdict import NOT_REACHED, Claim
 
+NO_TPM = "the genesis record names no TPM"
+"""Why steps about a quote were not done (`quotary_verifier.recipe.alone`, which is not loaded for other origins)."""
+
 _HEADS = {
     Outcome.VERIFIED: ("verified", "green"),
     Outcome.REJECTED: ("rejected", "red"),
@@ -103,8 +106,10 @@ def _summary(report: Report) -> None:
     left = [
         str(check.step)
         for check in report.checks
-        if check.state is CheckState.NOT_CHECKED and check.detail != NOT_REACHED
+        if check.state is CheckState.NOT_CHECKED and check.detail not in {NOT_REACHED, NO_TPM}
     ]
+    if any(check.detail == NO_TPM for check in report.checks):
+        left.append("what only a tpm shows")
     beyond = sum(check.detail == NOT_REACHED for check in report.checks)
     reached = f"{passed} passed, {beyond} not reached" if beyond else f"{passed} passed"
     click.echo(f"  checks    {reached}; not checked: {', '.join(left) or 'none'} (--explain shows all)")

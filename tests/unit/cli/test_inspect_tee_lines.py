@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alone_forge import AloneForge
 from cca_tokens import pem_key, platform_key
 from tee_defects import LAUNCH, POLICY, ROOTS, bound, snp, tdx, without_line
 
 from quotary_cli.main import run
+from quotary_cli.render import NO_TPM
+from quotary_verifier.recipe import alone
 from quotary_verifier.wire.attestation import Attestation
 
 WHEN = "2026-11-23T12:00:00Z"
@@ -89,6 +92,26 @@ def test_people_see_at_once_what_each_root_contributes_how_it_was_judged_and_tha
     assert not any(line.startswith(("tee.tdx.debug", "tee.sev-snp.launch")) for line in lines)
     assert run([*arguments, "--explain"]) == 0
     assert "tee.sev-snp.launch" in capsys.readouterr().out
+
+
+def test_of_an_origin_without_a_tpm_people_see_the_one_root_and_not_each_step_that_a_quote_would_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge = AloneForge()
+    (tmp_path / "out").write_bytes(forge.body)
+    (tmp_path / "out.attestation").write_bytes(forge.attestation().encode())
+    (tmp_path / "policy.toml").write_text(forge.pinned(POLICY))
+    assert (
+        run(["verify", str(tmp_path / "out"), "--at", WHEN, "--policy", str(tmp_path / "policy.toml")]) == 0
+    )
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line.startswith("root ")] == [
+        "root sev-snp: this commit, and the launch of the confidential guest that asked for it [hardware]"
+    ]
+    (summary,) = [line for line in lines if line.startswith("checks ")]
+    assert "freshness, what only a tpm shows (" in summary
+    assert "quote." not in summary
+    assert NO_TPM == alone.NO_TPM
 
 
 def test_a_rejection_for_a_root_says_where_to_look(
