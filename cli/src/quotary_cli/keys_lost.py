@@ -21,16 +21,16 @@ from cryptography.hazmat.primitives.serialization import (
 
 from quotary_cli.auditworkers import reading
 from quotary_cli.logsource import LogSource, SourceMissing
-from quotary_cli.sources.paths import MAX_HISTORY, history_path
+from quotary_verifier.audit.again import commits_again
 from quotary_verifier.audit.reading import Absent, Blobs
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.errors import EvidenceError, PolicyError, QuotaryError
 from quotary_verifier.policy.model import Policy
-from quotary_verifier.recipe.platform import Host
+from quotary_verifier.recipe.platform import Host, TeeHost
 from quotary_verifier.tlog.checkpoint import parse_checkpoint
 from quotary_verifier.tlog.cosignature import quorum_time, verify_cosignatures
 from quotary_verifier.tlog.note import VerifierKey, parse_note, parse_vkey
-from quotary_verifier.wire.history import COMMITS_PER_FILE, Commit, split
+from quotary_verifier.wire.history import Commit
 from quotary_verifier.wire.limits import MAX_CERTIFICATE, MAX_NOTE
 
 Ranges = tuple[tuple[int, int], ...]
@@ -79,7 +79,7 @@ def read_key(data: bytes) -> LostKey | None:
 
 
 def affected(
-    key: LostKey, since: int, report: AuditReport, policy: Policy, source: LogSource, host: Host
+    key: LostKey, since: int, report: AuditReport, policy: Policy, source: LogSource, host: Host | TeeHost
 ) -> Affected | None:
     """Return what of a log rests on a key that is not trusted from `since` (seconds) on; None where nothing does.
 
@@ -98,10 +98,10 @@ def affected(
             return None
         said = "checkpoints under this key can be made by others; the quotes that they carry stand"
         return Affected("note key", _from(safe, size), said)
-    if key.spki == host.spki:
+    if isinstance(host, Host) and key.spki == host.spki:
         said = "whoever has the attestation key can quote what he likes"
         return Affected("attestation key", _from(safe, size), said)
-    endorsed = list(_endorsed(key, source, report.log.commits))
+    endorsed = list(_endorsed(key, source, report))
     if not endorsed:
         return None
     said = "only certificates that this key made, or that lead to it, say that the attestation key is a TPM's"
@@ -143,13 +143,13 @@ def _cut(ranges: list[tuple[int, int]], safe: int) -> Iterator[tuple[int, int]]:
             yield max(start, safe), end
 
 
-def _endorsed(key: LostKey, source: LogSource, commits: int) -> Iterator[tuple[int, int]]:
+def _endorsed(key: LostKey, source: LogSource, report: AuditReport) -> Iterator[tuple[int, int]]:
     """Yield the ranges of leaves whose commits come with a certificate that the key made, or that is the given one."""
     known: dict[tuple[bytes, ...], bool] = {}
     begun: int | None = None
     size = 0
-    for number in range(-(-commits // COMMITS_PER_FILE)):
-        for item in split(source.read(history_path(number), MAX_HISTORY)):
+    for number in range(len(report.history)):
+        for item in commits_again(number, report, reading(source)):
             commit = Commit.decode(item)
             chains = [support.certificates for support in commit.supports]
             hit = False

@@ -19,9 +19,9 @@ from quotary_cli.logsource import open_source
 from quotary_cli.moments import parse_time
 from quotary_cli.output import ExitCode, Failure, clean, print_json
 from quotary_cli.policyfile import PolicyFile, policy_options, read_bytes
+from quotary_verifier.audit.again import open_again
 from quotary_verifier.audit.findings import Severity
 from quotary_verifier.audit.given import MAX_GIVEN
-from quotary_verifier.audit.opening import open_log
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.errors import QuotaryError
 from quotary_verifier.policy.model import Policy
@@ -129,7 +129,7 @@ def affected_command(
 def _affected(source: str, key: LostKey, since: int, report: AuditReport, policy: Policy) -> Affected | None:
     with open_source(source) as opened:
         try:
-            return affected(key, since, report, policy, opened, open_log(reading(opened)).host)
+            return affected(key, since, report, policy, opened, open_again(report, reading(opened)).host)
         except QuotaryError as error:
             raise Failure(
                 f"{source}: not the log that was audited: {error}", code=ExitCode.REJECTED

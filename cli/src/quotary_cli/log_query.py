@@ -18,9 +18,9 @@ from quotary_cli.moments import parse_time
 from quotary_cli.output import ExitCode, Failure, clean, print_json
 from quotary_cli.policyfile import PolicyFile, policy_options
 from quotary_cli.questions import Answer, Question, answers, unlogged
+from quotary_verifier.audit.again import open_again
 from quotary_verifier.audit.findings import Severity
 from quotary_verifier.audit.given import MAX_GIVEN
-from quotary_verifier.audit.opening import open_log
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.errors import QuotaryError
 from quotary_verifier.logs.ima import IMA_PCR
@@ -170,7 +170,7 @@ def _ask(
         return Asked(source, report, (), ())
     with open_source(source) as opened:
         try:
-            host = open_log(reading(opened)).host
+            host = open_again(report, reading(opened)).host
             found = tuple(answers(question, report, opened, host))
         except QuotaryError as error:
             raise Failure(

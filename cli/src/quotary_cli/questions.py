@@ -14,20 +14,21 @@ from typing import Any
 from quotary_cli.auditview.facts import Stretch, stretches
 from quotary_cli.auditworkers import reading
 from quotary_cli.logsource import LogSource
-from quotary_cli.sources.paths import MAX_BLOB, MAX_HISTORY, history_path
+from quotary_cli.sources.paths import MAX_BLOB
+from quotary_verifier.audit.again import commits_again
 from quotary_verifier.audit.reading import Absent, Blobs
 from quotary_verifier.audit.report import AuditedBoot, AuditReport, Period, Span
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.logs.ima import IMA_PCR, parse_ima_binary
 from quotary_verifier.logs.ima_fields import decode
 from quotary_verifier.logs.tcg import parse_tcg_log
-from quotary_verifier.recipe.platform import Host
+from quotary_verifier.recipe.platform import Host, TeeHost
 from quotary_verifier.tlog.checkpoint import parse_checkpoint
 from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_lines
 from quotary_verifier.tlog.note import Note, parse_note
 from quotary_verifier.wire.attestation import BOOT_LOG_FIRMWARE, BOOT_LOG_IMA
 from quotary_verifier.wire.bindings import ZERO
-from quotary_verifier.wire.history import COMMITS_PER_FILE, Commit, split
+from quotary_verifier.wire.history import COMMITS_PER_FILE, Commit
 from quotary_verifier.wire.tpm import parse_attest, unpack_evidence
 
 _REPLAYED = "replayed"
@@ -74,7 +75,9 @@ class Answer:
         }
 
 
-def answers(question: Question, report: AuditReport, source: LogSource, host: Host) -> Iterator[Answer]:
+def answers(
+    question: Question, report: AuditReport, source: LogSource, host: Host | TeeHost
+) -> Iterator[Answer]:
     """Yield, in order, the stretches of an audited history that fit. `source` is where the audit of `host` read.
 
     Raises as `LogSource.read`, and MalformedError, EvidenceError where the source now gives something else.
@@ -82,7 +85,7 @@ def answers(question: Question, report: AuditReport, source: LogSource, host: Ho
     ran = _Measured(question.measured, report, source)
     for stretch in stretches([period for period in report.periods if _fits(question, period)]):
         if ran.in_boot(stretch.boot):
-            cut = _within(question.between, stretch, source, host)
+            cut = _within(question.between, stretch, report, source, host)
             if cut is not None:
                 yield cut
 
@@ -153,7 +156,11 @@ def _executed(data: bytes) -> Iterator[bytes]:
 
 
 def _within(
-    between: tuple[int, int] | None, stretch: Stretch, source: LogSource, host: Host
+    between: tuple[int, int] | None,
+    stretch: Stretch,
+    report: AuditReport,
+    source: LogSource,
+    host: Host | TeeHost,
 ) -> Answer | None:
     """Return the part of a stretch that lies in a time; the commits at its ends are read for their clocks."""
     span = stretch.span
@@ -166,19 +173,21 @@ def _within(
         return whole
     if span.time_ms[1] < between[0] or between[1] < span.time_ms[0]:
         return None
-    kept = [item for item in _clocks(span, source, host) if between[0] <= item[1] <= between[1]]
+    kept = [item for item in _clocks(span, report, source, host) if between[0] <= item[1] <= between[1]]
     if not kept:
         return None
     return Answer(stretch, kept[0][0], kept[-1][0], (kept[0][2], kept[-1][3]), (kept[0][1], kept[-1][1]))
 
 
-def _clocks(span: Span, source: LogSource, host: Host) -> Iterator[tuple[int, int, int, int]]:
+def _clocks(
+    span: Span, report: AuditReport, source: LogSource, host: Host | TeeHost
+) -> Iterator[tuple[int, int, int, int]]:
     """Yield (number, host's time, first leaf, size) of each commit of a span."""
     assert span.time_ms is not None
     assert span.clock is not None
     for number in range(span.first_commit // COMMITS_PER_FILE, span.last_commit // COMMITS_PER_FILE + 1):
-        data = source.read(history_path(number), MAX_HISTORY)
-        for place, item in enumerate(split(data), number * COMMITS_PER_FILE):
+        commits = commits_again(number, report, reading(source))
+        for place, item in enumerate(commits, number * COMMITS_PER_FILE):
             if span.first_commit <= place <= span.last_commit:
                 commit = Commit.decode(item)
                 note = parse_note(commit.note)
@@ -186,6 +195,7 @@ def _clocks(span: Span, source: LogSource, host: Host) -> Iterator[tuple[int, in
                 yield place, moment, commit.first, parse_checkpoint(note.text).size
 
 
-def _clock_of(note: Note, host: Host) -> int:
+def _clock_of(note: Note, host: Host | TeeHost) -> int:
+    assert isinstance(host, Host)  # a span of an origin without a TPM has no clock
     (line,) = hardware_lines(note, host.origin, {IDENTIFIER_TPM2_QUOTE: host.spki})
     return parse_attest(unpack_evidence(line.evidence)[0]).clock.clock

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from nacl.signing import SigningKey
+from served_logs import Answer, serving
 from soft_log import PCRS, TIME, SoftLog
 
 from quotary_cli.main import run
@@ -23,6 +24,7 @@ from quotary_cli.questions import _Measured
 from quotary_verifier.audit.report import AuditedBoot, AuditedBootLog, AuditReport, Span
 from quotary_verifier.errors import EvidenceError
 from quotary_verifier.tlog.note import TYPE_COSIGNATURE, TYPE_ED25519, VerifierKey
+from quotary_verifier.wire.history import split
 
 HOUR = 3_600_000
 OTHER = hashlib.sha256(b"other firmware").digest()
@@ -117,6 +119,57 @@ def test_between_two_times_only_the_commits_of_that_time_count(
     assert matches(asked(capsys, log, "--between", at(11), at(19))) == []
     error = asked(capsys, log, "--between", at(4), at(2), code=2)
     assert error["error"] == "--between takes the earlier time first"
+
+
+@pytest.mark.parametrize("what", ["query", "affected"])
+@pytest.mark.parametrize("second", ["other commits", "fewer commits", "nothing", "another host"])
+def test_a_server_that_answers_otherwise_after_the_audit_is_refused(
+    what: str, second: str, log: SoftLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = log.files.folder
+    files = {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+    }
+    other = SoftLog(tmp_path / "other")
+    other.start()
+    another = other.finish()
+    name = "history/000"
+    commits = list(split(files[name]))
+    swapped = {
+        "other commits": b"".join((*commits[:-1], commits[-2])),
+        "fewer commits": b"".join(commits[:-1]),
+        "nothing": None,
+        "another host": files[name],
+    }[second]
+    asked_for: list[str] = []
+
+    def answer(path: str) -> Answer:
+        wanted = path.removeprefix("/log/")
+        asked_for.append(wanted)
+        if asked_for.count(name) > 1 and wanted == name:
+            return (404, {}, b"") if swapped is None else (200, {}, swapped)
+        if asked_for.count("checkpoint") > 1 and second == "another host":
+            data = another / wanted
+            return (200, {}, data.read_bytes()) if data.is_file() else (404, {}, b"")
+        return (200, {}, files[wanted]) if wanted in files else (404, {}, b"")
+
+    words = {
+        "query": ["--between", at(2.5), at(4.5)],
+        "affected": ["--key", str(stolen_key(tmp_path)), "--since", at(0)],
+    }[what]
+    policy = policy_for(log, tmp_path)
+    with serving(answer) as served:
+        code = run(["log", what, f"{served.url}/log", "--policy", str(policy), *words])
+    said = capsys.readouterr().err
+    assert (code, "not the log that was audited" in said) == (1, True), said
+
+
+def stolen_key(folder: Path) -> Path:
+    """A key that nobody in these tests uses."""
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    (folder / "stolen.pem").write_bytes(key.public_bytes(serialization.Encoding.PEM, form))
+    return folder / "stolen.pem"
 
 
 def test_models_and_weights_by_period(log: SoftLog, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ class CheckedCommit:
 
     `digest` is D, `before` the chain PCR before it as the support states it: the quoted values prove it. `tees` are
     the kinds of its TEE lines, of which nothing is verified here, None where they and the supports do not fit each
-    other; `sha256` is of its bytes, empty where it has no such lines.
+    other; `sha256` is of its bytes.
     """
 
     number: int
@@ -176,7 +176,7 @@ class CommitChecker:
             commit.boot_logs,
             (*findings, *problems),
             tees,
-            self._digest(data, tees),
+            hashlib.sha256(data).digest(),
         )
 
     def _tee_lines(
@@ -193,11 +193,6 @@ class CommitChecker:
         kinds = [tee_name(line.identifier) for line, _ in matched]
         kinds += [AZURE for support in commit.supports if support.endorsements]
         return tuple(sorted(kinds)), []
-
-    @staticmethod
-    def _digest(data: bytes, tees: tuple[str, ...] | None) -> bytes:
-        """Return what shows later that the commit's lines are still those that were matched."""
-        return hashlib.sha256(data).digest() if tees else b""
 
     def _note(self, note: Note, number: int) -> Iterator[Finding]:
         """Check the Ed25519 line, which every commit of a history has."""

@@ -305,6 +305,7 @@ class Audit:
                 alone=opened.key is None,
             ),
             tees,
+            tuple(state.history.files),
         )
 
     def _listed_tees(self, sink: Sink) -> tuple[AuditedTee, ...]:

@@ -18,10 +18,12 @@ from quotary_verifier.audit.reading import Absent, blob_path
 from quotary_verifier.audit.report import AuditedStart
 from quotary_verifier.audit.sink import Sink
 from quotary_verifier.audit.starts import LostStart, StartRecord, Starts, check_place, explains
+from quotary_verifier.audit.tees import chained
 from quotary_verifier.errors import EvidenceError, MalformedError, UnsupportedError
 from quotary_verifier.evidence.tpm_clock import ClockStep, check_clock_step
 from quotary_verifier.evidence.tpm_counter import check_counter_step
 from quotary_verifier.wire.bindings import ZERO
+from quotary_verifier.wire.history import COMMITS_PER_FILE
 from quotary_verifier.wire.tpm import ClockInfo
 
 RootAt = Callable[[int], bytes | None]
@@ -51,13 +53,15 @@ class Position:
 @dataclass(slots=True)
 class History:
     """The commits so far. `open` is the boot they are in, `asleep` are those that ended in the sleep before it, whose
-    registers and boot logs go on in it; `starts` are those of the agent."""
+    registers and boot logs go on in it; `starts` are those of the agent. `files` has for each history file a digest
+    over its commits, by which it can be read again."""
 
     position: Position = field(default_factory=Position)
     starts: list[AuditedStart] = field(default_factory=list)
     open: OpenBoot | None = None
     asleep: list[OpenBoot] = field(default_factory=list)
     boots: int = 0
+    files: list[bytes] = field(default_factory=list)
 
 
 class HistoryFold:
@@ -335,7 +339,10 @@ class HistoryFold:
         return (earlier, commit.first)
 
     def _advance(self, commit: CheckedCommit) -> None:
-        position = self.state.position
+        position, files = self.state.position, self.state.files
+        if commit.number % COMMITS_PER_FILE == 0:
+            files.append(ZERO)
+        files[-1] = chained(files[-1], commit.sha256)
         position.commits = commit.number + 1
         position.size = max(position.size, commit.size)
         position.root, position.digest, position.chain = commit.root, commit.digest, commit.after

@@ -325,7 +325,8 @@ class AuditReport:
     """The result of an audit. `counts` has the number of findings by severity; `findings` may have been cut.
 
     `at` is the time argument in seconds, `policy` the SHA-256 of the policy in hexadecimal, `complete` whether it
-    reached the published checkpoint. `log` is None where not even the genesis record could be read.
+    reached the published checkpoint. `log` is None where not even the genesis record could be read. `history` is for
+    who reads history files again (`audit.again`), and no part of the JSON form.
     """
 
     at: int
@@ -342,6 +343,7 @@ class AuditReport:
     counts: tuple[tuple[Severity, int], ...]
     unknowable: tuple[str, ...]
     tees: tuple[AuditedTee, ...] = ()
+    history: tuple[bytes, ...] = ()
 
     @property
     def outcome(self) -> str:
