@@ -14,8 +14,7 @@ import pytest
 from agents import settled
 from nacl.signing import SigningKey
 from soft_snp import SoftSnp
-from tee_audits import AT, FAR
-from tee_defects import POLICY
+from tee_audits import AT, FAR, LAUNCH, ROOTS
 from tee_origins import make_tee_state, running_tee
 
 from quotary_attest.log.export import export
@@ -25,6 +24,7 @@ from quotary_verifier.tlog.note import VerifierKey, parse_note
 
 WITNESS = "witness.example.org"
 KEY = SigningKey.generate()
+RULES = f'[tee]\nrequired = ["sev-snp"]\n[tee.sev-snp]\ngenerations = ["genoa"]\nmeasurements = ["{LAUNCH}"]\n{ROOTS}'
 
 
 @dataclass
@@ -62,7 +62,7 @@ async def published(tmp_path: Path) -> Published:
                 export(agent.store, tmp_path / "static")
     key = VerifierKey(WITNESS, TYPE_COSIGNATURE, bytes(KEY.verify_key)).encode()
     policy = tmp_path / "policy.toml"
-    text = f'schema = "quotary-policy/v1"\n[[pin]]\norigin = "{origin}"\n{POLICY}'
+    text = f'schema = "quotary-policy/v1"\n[[pin]]\norigin = "{origin}"\n{RULES}'
     policy.write_text(f'{text}\n[witnesses]\nkeys = ["{key}"]\nthreshold = 1\n')
     return Published(folder, tmp_path / "static", policy)
 

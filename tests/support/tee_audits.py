@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from base64 import encodebytes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import intel_sgx
 from agents import policy_of
 from amd_pki import NOW, AmdForge
+from device_forge import device_root
 from nacl.signing import SigningKey
 from soft_log import SoftLog
 
@@ -25,6 +28,27 @@ from quotary_verifier.wire.history import Commit
 AT = int(NOW.timestamp())
 FAR = AT + 20 * 365 * 86_400
 REPORT_DATA = 0x50
+
+LAUNCH = "4d" * 48
+"""The launch measurement of every report of a forged processor."""
+
+
+def pem(der: bytes) -> str:
+    """A certificate as text."""
+    return f"-----BEGIN CERTIFICATE-----\n{encodebytes(der).decode()}-----END CERTIFICATE-----\n"
+
+
+def _roots() -> str:
+    devices, intel = pem(device_root().der), pem(intel_sgx.forged_root().der)
+    named = "".join(
+        f'{name} = """\n{text}"""\n'
+        for name, text in (("intel", intel), ("nitro", devices), ("nvidia", devices))
+    )
+    return f'[tee.roots]\n{named}[tee.roots.amd]\ngenoa = """\n{pem(AmdForge().ark())}"""\n'
+
+
+ROOTS = _roots()
+"""Roots of all forged processors and devices, as they stand in a policy."""
 
 Bound = dict[str, tuple[bytes, Mapping[str, Sequence[bytes]]]]
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from amd_pki import AmdForge
 from azure_forge import ak_jwk, base64url, modulus, vtpm_key
 from azure_host import AZURE_RULES, AzureHost, endorsed
 from soft_log import SoftLog
 from soft_tpm import SoftKey
-from tee_audits import AT, FAR, told
-from tee_defects import AMD, ROOTS
+from tee_audits import AT, FAR, ROOTS, told
 
 from quotary_cli.auditing import Wanted, audit_source
 from quotary_verifier.audit import teejobs
@@ -51,7 +51,7 @@ def test_what_endorses_a_vtpms_key_is_verified_and_said_once(log: SoftLog) -> No
     (tee,) = report.tees
     assert (report.outcome, tee.kind, tee.status, tee.lines) == ("verified", "azure", "accepted", 4)
     (device,) = map(dict, tee.devices)
-    assert (device["hardware"], device["device"]) == ("sev-snp", AMD.chip.hex())
+    assert (device["hardware"], device["device"]) == ("sev-snp", AmdForge().chip.hex())
 
 
 def test_one_report_is_verified_once_for_all_commits_of_one_time(
