@@ -14,9 +14,9 @@ from services import service
 from tpms import Tpm
 
 from quotary_attest.config import ConfigError, load_config, missing_files
-from quotary_attest.config.sections import ROOT_KINDS
+from quotary_attest.config.sections import ENDORSING, ROOT_KINDS
 from quotary_attest.tee.opening import ROOTS
-from quotary_cli.agent_roots import open_roots, roots_text
+from quotary_cli.agent_roots import open_endorsing, open_roots, roots_text
 from quotary_cli.main import run
 from quotary_cli.output import ExitCode, Failure
 
@@ -52,12 +52,24 @@ def absent(folder: Path, **options: object) -> str:
 
 
 def test_the_configuration_knows_the_roots_that_there_are() -> None:
-    assert ROOT_KINDS == ROOTS
-    for kind in ROOT_KINDS:
+    assert ROOT_KINDS == (*ROOTS, ENDORSING)
+    for kind in ROOTS:
         text = f'{STATE}[[root]]\nkind = "{kind}"\nevery = 7\nseconds = 2\n'
         (root,) = open_roots(load_config(text))
         assert (root.required, root.every, root.deadline) == (False, 7, 2.0)
         assert root.root.identifier.split("/")[1] == kind.removesuffix("-tpm")
+
+
+def test_the_root_that_endorses_the_key_has_no_line_and_is_not_among_those_that_bind() -> None:
+    config = load_config(f'{STATE}[[root]]\nkind = "azure"\nrequired = true\ncollateral = "/kept"\n')
+    assert open_roots(config) == ()
+    endorsing = open_endorsing(config)
+    assert endorsing is not None
+    assert (endorsing.required, endorsing.endorser.describe()) == (
+        True,
+        "the paravisor's report in nv index 0x01400001",
+    )
+    assert open_endorsing(load_config(STATE)) is None
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("sev-snp", "/elsewhere"), ("nitro", "/elsewhere")])
