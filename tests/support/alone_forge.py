@@ -6,9 +6,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+import tee_defects  # by its module: it needs `defects`, which needs `alone_defects`, which needs this one
 from forge import Forge, tree
 from nacl.signing import SigningKey
-from tee_defects import snp
 
 from quotary_verifier.tlog.checkpoint import Checkpoint
 from quotary_verifier.tlog.hardware import HardwareLine, encode_hardware_line
@@ -35,7 +35,7 @@ class AloneForge(Forge):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.tees = self.tees or (snp(),)
+        self.tees = self.tees or (tee_defects.snp(),)
         self.genesis = replace(self.genesis, tpm=None)
         self.genesis_record = self.genesis.encode()
         self.origin = origin_of(self.host, self.genesis_record)

@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
-import pytest
-from device_forge import device_root, issue, path_of
+from datetime import timedelta
 
-from quotary_verifier.errors import MalformedError
-from quotary_verifier.evidence.tee.device_pki import PinnedRoot, read_certificate, verify_device_path
+import pytest
+from device_forge import NOW, device_root, issue, path_of
+
+from quotary_verifier.errors import EvidenceError, MalformedError, OutOfTimeError
+from quotary_verifier.evidence.tee.device_pki import (
+    PinnedRoot,
+    read_certificate,
+    require_common_time,
+    verify_device_path,
+)
 
 
 def test_only_a_certificate_that_signs_itself_as_a_ca_is_a_root() -> None:
@@ -37,3 +44,18 @@ def test_a_path_has_at_most_six_certificates_between_leaf_and_root() -> None:
     assert len(verify_device_path(leaf, others, pinned).chain) == 4
     with pytest.raises(MalformedError, match="7 certificates between"):
         verify_device_path(leaf, [*others, *others, *others, others[0]], pinned)
+
+
+def test_paths_that_are_never_valid_together_are_false_at_every_time() -> None:
+    root = device_root()
+    pinned = PinnedRoot(root.der)
+    early, late = (
+        verify_device_path(
+            issue(f"device {days}", 9 + days, root, ca=False, begins=begins).certificate, [], pinned
+        )
+        for days, begins in ((0, NOW), (9, NOW + timedelta(days=9)))
+    )
+    require_common_time([early], NOW)
+    with pytest.raises(EvidenceError, match="at no time") as caught:
+        require_common_time([early, late], NOW)
+    assert not isinstance(caught.value, OutOfTimeError)

@@ -35,6 +35,7 @@ from quotary_verifier import (
     verify_statement,
 )
 from quotary_verifier.errors import PolicyError
+from quotary_verifier.policy.tee import Image, TeeRules
 from quotary_verifier.recipe.alone import NO_CHAIN, NO_TPM
 from quotary_verifier.recipe.evidence import evidence_of
 from quotary_verifier.recipe.tee import ONE_AGENT
@@ -372,6 +373,13 @@ def test_every_register_of_an_image_has_to_be_as_the_policy_says() -> None:
         rules = f'[[tee.tdx.image]]\nweights = "{forge.weights.hex()}"\n{registers}'
         report = judged(forge, policy=tdx_policy(forge, rules), at=SUMMER)
         assert {claim.name: claim.source for claim in report.claims}["model"] is source
+
+
+def test_the_registers_of_another_kind_are_no_image() -> None:
+    rules = TeeRules(images=(Image("sev-snp", b"w" * 32, {"launch": frozenset({b"l"})}),))
+    assert rules.served("sev-snp", {"launch": b"l"}) == {b"w" * 32}
+    assert not rules.served("cca", {"launch": b"l"})
+    assert not rules.served("sev-snp", {})
 
 
 def tdx_policy(forge: AloneForge, image: str) -> str:
