@@ -50,7 +50,7 @@ async def test_the_archive_of_an_agent_has_all_that_an_auditor_reads(
                 (held / f"{len(names)}.attestation").write_bytes(output.encoded)
             await settled(agent.store)
             publish(agent.store, static)
-            archives = [tmp_path / f"{kind}.tar" for kind in ("live", "static", "web")]
+            archives = [tmp_path / f"{kind} {len(names)}.tar" for kind in ("live", "static", "web")]
             assert await command("log", "export", f"unix:{socket}", archives[0], "-a", held) == 0
             assert await command("log", "export", static, archives[1], "-a", held) == 0
             files = {
