@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from base64 import b64decode
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from agents import HOST, LLAMA, WORKLOAD, Naps, settled
+from aiohttp import ClientSession
 from soft_snp import SoftSnp, gone, in_its_time
 from tee_origins import audit_tee, make_tee_state, running_tee, start_tee
 
@@ -20,11 +22,13 @@ from quotary_attest.log.store import Store
 from quotary_attest.origin import init_tee_state
 from quotary_attest.roots import RequiredRootFailed
 from quotary_attest.serving.attester import STATEMENT_ID
+from quotary_attest.serving.proxy import Proxy, ProxyConfig
 from quotary_attest.state import HostIdentity, StateError, read_identity
 from quotary_attest.workload import ServedModel, Workload
 from quotary_verifier.tlog.hardware import IDENTIFIER_NVIDIA, IDENTIFIER_SEV_SNP
 from quotary_verifier.wire.attestation import Attestation
 from quotary_verifier.wire.declaration import Declaration, Service
+from quotary_verifier.wire.names import format_output_id
 from quotary_verifier.wire.records import Genesis, Link, Output
 
 
@@ -299,3 +303,23 @@ async def test_one_state_folder_is_one_agents(folder: Path) -> None:
 async def test_the_epoch_in_force_lists_what_the_agent_was_given(folder: Path) -> None:
     async with running_tee(folder) as agent:
         assert agent.workload == WORKLOAD
+
+
+async def test_the_doors_refuse_a_report_and_answer_everything_else(folder: Path) -> None:
+    async with (
+        running_tee(folder) as agent,
+        Proxy(agent, ProxyConfig("http://127.0.0.1:9", model="llama")) as door,
+    ):
+        url = f"http://127.0.0.1:{await door.listen('127.0.0.1', 0)}"
+        delivered = await agent.submit(relayed(agent, b"x", model="llama"))
+        named = format_output_id(delivered.output_id)
+        async with ClientSession() as client:
+            async with client.get(f"{url}/v1/attestation/report") as answer:
+                assert answer.status == 501
+                assert "send a nonce with a request" in (await answer.json())["error"]["message"]
+            async with client.get(f"{url}/v1/signature/{named}") as answer:
+                assert b64decode((await answer.json())["attestation"]) == delivered.encoded
+            async with client.get(f"{url}/quotary/v1/attestations/{named}") as answer:
+                assert await answer.read() == delivered.encoded
+            async with client.get(f"{url}/quotary/v1/attestations/{named}?logs=full") as answer:
+                assert await answer.read() == delivered.encoded

@@ -152,9 +152,7 @@ class Epochs:
         claims: dict[str, ModelClaim] = {}
         for model in workload.models:
             claim = ModelClaim(model.name, model.weights, None, None, model.link)
-            claims[model.name] = claims[model.key] = (
-                claim  # of two of one name, the name alone means the later
-            )
+            claims[model.name] = claims[model.key] = claim  # as in a log: a name alone means the later
         self._become(Epoch(WorkloadView(()), None, claims=claims))
         self.workload = workload
 
