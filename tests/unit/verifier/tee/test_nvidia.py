@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from base64 import b64decode
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from corpus import check_certificate, corpus_bytes, entries, judge, needs_corpus
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from device_forge import DIGEST, GENESIS, NOW, device_root, issue
 from nvidia_forge import FWID, NvidiaForge
@@ -185,6 +187,25 @@ def test_a_path_is_valid_at_its_time_only_and_its_leaf_signs_nothing_else() -> N
         forge = NvidiaForge(leaf=leaf)
         with pytest.raises(EvidenceError, match="does not hold"):
             verified(forge.report(), forge.certificates())
+
+
+def test_a_leaf_with_an_extension_that_cannot_be_read_is_malformed() -> None:
+    broken = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("2.5.29.31"), b"\x30\x03x"
+    )  # no distribution points
+    with pytest.raises(MalformedError, match="certificate of the device cannot be read"):
+        of(certified=(), leaf={"extra": (broken,)})
+
+
+def test_devices_whose_certificates_were_never_valid_together_are_refused() -> None:
+    past = NvidiaForge(model="GB20X", number=40, leaf={"begins": NOW - timedelta(9), "lasts": timedelta(8)})
+    past = dataclasses.replace(past, root=FORGE.root)
+    later = NvidiaForge(leaf={"begins": NOW - timedelta(hours=1)})
+    evidence = b"".join(len(one.report()).to_bytes(2, "big") + one.report() for one in (past, later))
+    with pytest.raises(EvidenceError, match="at no time are the certificate paths of all devices valid"):
+        verify_nvidia_devices(
+            evidence, [past.certificates(), later.certificates()], NOW, nonce=DIGEST, root=ROOT
+        )
 
 
 def test_a_report_signed_by_another_device_is_refused() -> None:

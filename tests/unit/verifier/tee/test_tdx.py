@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from intel_sgx import (
@@ -295,6 +296,17 @@ def test_a_pck_that_does_not_say_its_platform_is_malformed(case: tuple[bytes, st
     extension, message = case
     with pytest.raises(MalformedError, match=message):
         verified(TdxForge(extension=extension))
+
+
+def test_a_pck_with_an_extension_that_cannot_be_read_is_malformed() -> None:
+    broken = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("2.5.29.31"), b"\x30\x03x"
+    )  # no distribution points
+    platform = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("1.2.840.113741.1.13.1"), PLATFORM.extension()
+    )
+    with pytest.raises(MalformedError, match="the pck certificate cannot be read"):
+        verified(TdxForge(pck={"extensions": ((platform, False), (broken, False))}))
 
 
 def test_a_pck_with_a_value_twice_is_malformed() -> None:

@@ -351,7 +351,7 @@ def _common_name(name: bytes) -> str:
         for _, names in elements(name)
         for _, one in elements(names)
         for _, pair in elements(one)
-        for (_, oid), (_, value) in [_two(pair)]
+        for (_, oid), (_, value) in [elements(pair)]  # two, or the library had not read the certificate
         if oid == _COMMON_NAME
     ]
     if len(found) != 1:
@@ -360,10 +360,3 @@ def _common_name(name: bytes) -> str:
         return found[0].decode("ascii")
     except UnicodeDecodeError:
         raise MalformedError("the common name of an amd certificate is not ascii") from None
-
-
-def _two(pair: bytes) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
-    parts = tuple(elements(pair))
-    if len(parts) != 2:
-        raise MalformedError("a name in an amd certificate is not made of pairs")
-    return parts[0], parts[1]
