@@ -23,7 +23,8 @@ _MAX_PEM = 4 * 1024 * 1024
     "--template",
     required=True,
     type=click.Choice(list(TEMPLATES)),
-    help="strict refuses what you have not decided; cloud-vtpm and model-only ask for less.",
+    help="strict refuses what you have not decided, confidential-vm what was not launched as you say;"
+    " cloud-vtpm and model-only ask for less.",
 )
 @click.option("--pin", "pins", multiple=True, metavar="ORIGIN", help="Trust this origin. May be given again.")
 @click.option(

@@ -83,6 +83,34 @@ software = false
 states = ["complete"]
 """
 
+CONFIDENTIAL_VM: Final = """\
+# Confidential VM: an origin without a TPM, whose commits the processor alone binds; here AMD SEV-SNP. Pin the origin.
+# There are no PCRs and no workload log: what runs is what the launch measurement covers, and from there on the guest's
+# program speaks for itself. Only witnesses would catch two histories. For Intel TDX and AWS Nitro: docs/spec/policy.md.
+{trust}
+[tee]
+required = ["sev-snp"]         # of a whole machine: sev-snp, tdx, nitro, cca
+
+[tee.sev-snp]
+generations = ["genoa", "turin"]  # the keys of Milan are said to be out
+measurements = []              # launch measurements of images: none yet. Verdicts and `attest inspect` show the host's
+debug = false                  # true accepts guests that the host can read and change
+alias_check = true             # the firmware must have looked for memory that appears twice
+# devices = []                 # chip ids: name the machines that you believe to be in good hands
+
+# [tee.sev-snp.committed.genoa]  # least versions, as AMD's bulletins give them
+# microcode = 84
+
+# Without these a model is the host's word. Write one only if the measurement covers all that runs, weights included.
+# [[tee.sev-snp.image]]
+# weights = "sha256:..."
+# registers = {{ launch = ["..."] }}
+
+{models}
+[output]
+states = ["complete"]
+"""
+
 NO_MODEL: Final = """\
 # The models that may serve: none yet, as no weights have this digest.
 [[model]]
@@ -91,4 +119,9 @@ link = "checked"               # at least: configured, checked, started
 """
 """What stands in place of models that have not been decided."""
 
-TEMPLATES: Final = {"strict": STRICT, "cloud-vtpm": CLOUD_VTPM, "model-only": MODEL_ONLY}
+TEMPLATES: Final = {
+    "strict": STRICT,
+    "cloud-vtpm": CLOUD_VTPM,
+    "confidential-vm": CONFIDENTIAL_VM,
+    "model-only": MODEL_ONLY,
+}

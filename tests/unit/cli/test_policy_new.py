@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alone_forge import AloneForge
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from forge import NOW, Forge
 from measured_boots import PROGRAMS, BootOf, sha256
+from tee_defects import LAUNCH, ROOTS
 
 from quotary_cli.main import run
 from quotary_cli.policy_import import globs_of
 from quotary_cli.policy_templates import TEMPLATES
 from quotary_cli.policyfile import read_policy
-from quotary_verifier import Policy
+from quotary_verifier import ClaimSource, Policy, Question, Rejected, verify
 from quotary_verifier.policy.load import load_policy
 
 HOST = Forge()
@@ -241,3 +243,22 @@ def test_no_glob_fits_more_than_the_expression_that_it_stands_for(
     pattern: str, globs: tuple[str, ...]
 ) -> None:
     assert globs_of(pattern) == globs
+
+
+def test_a_confidential_vm_is_refused_until_its_launch_measurement_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vm = AloneForge()
+    capsys.readouterr()
+    model = f"{vm.model}={vm.weights.hex()}"
+    assert run(["policy", "new", "--template", "confidential-vm", "--pin", vm.origin, "--model", model]) == 0
+    text = capsys.readouterr().out.replace("alias_check = true", "alias_check = false") + ROOTS
+    data, question = vm.attestation().encode(), Question(vm.body, NOW)
+    with pytest.raises(Rejected, match="the measurement"):
+        verify(data, question, load_policy(text.encode()))
+    decided = text.replace("measurements = []", f'measurements = ["{LAUNCH}"]')
+    assert verify(data, question, load_policy(decided.encode())).claim("origin_pinned") is not None
+    without_remarks = re.sub(r"^# (\[\[tee|weights|registers)", r"\1", decided, flags=re.M)
+    image = without_remarks.replace('"sha256:..."', f'"{vm.weights.hex()}"').replace('"..."', f'"{LAUNCH}"')
+    measured = verify(data, question, load_policy(image.encode())).claim("model")
+    assert measured is not None and measured.source is ClaimSource.MEASURED
