@@ -52,7 +52,7 @@ def absent(folder: Path, **options: object) -> str:
 
 
 def test_the_configuration_knows_the_roots_that_there_are() -> None:
-    assert ROOT_KINDS == (*ROOTS, ENDORSING)
+    assert (*ROOTS, ENDORSING) == ROOT_KINDS
     for kind in ROOTS:
         text = f'{STATE}[[root]]\nkind = "{kind}"\nevery = 7\nseconds = 2\n'
         (root,) = open_roots(load_config(text))

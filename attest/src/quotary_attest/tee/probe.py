@@ -110,7 +110,7 @@ def _nvidia(places: Places) -> Probe:
 
 
 def _azure(places: Places) -> Probe:
-    """The vTPM of such a VM is an ordinary TPM to the agent; what endorses its key is read by a command of its own."""
+    """The vTPM of such a VM is an ordinary TPM to the agent; whether a report endorses its key, the doctor looks."""
     try:
         tag = (places.system / "sys/class/dmi/id/chassis_asset_tag").read_text("ascii", "replace").strip()
     except OSError:
@@ -118,7 +118,9 @@ def _azure(places: Places) -> Probe:
     if tag != _AZURE_TAG:
         return Probe("azure", Presence.ABSENT, "this is no azure vm")
     text = "an azure vm; whether it is a confidential one shows with the report in its vtpm"
-    return Probe("azure", Presence.USABLE, text, "`attest tee report azure FILE` reads it")
+    return Probe(
+        "azure", Presence.USABLE, text, "`attest agent init --ak 0x81000003` makes an origin on its key"
+    )
 
 
 def _one(root: str, look: Callable[[], str]) -> Probe:

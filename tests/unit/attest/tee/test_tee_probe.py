@@ -94,7 +94,7 @@ def test_awss_command_nvidias_driver_and_azures_mark_are_seen(tmp_path: Path) ->
     seen = found(places(tmp_path, nitro_tpm=(str(command),), nvml=nvml))
     assert [seen[root].presence for root in ("nitro-tpm", "nvidia", "azure")] == [USABLE] * 3
     assert nvml.running == 0
-    assert "attest tee report azure" in seen["azure"].hint
+    assert "attest agent init --ak 0x81000003" in seen["azure"].hint
     denied = FakeNvml(failing={"nvmlInit": "Insufficient Permissions"})
     assert found(places(tmp_path, nvml=denied))["nvidia"].presence is UNUSABLE
 
