@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+from alone_forge import AloneForge
 from forge import NOW, Forge
 from fresh_quotes import NONCE, made
+from tee_defects import POLICY
 
 from quotary_verifier import NotChecked, Outcome, Rejected, Report, Step, load_policy, verify_fresh
 from quotary_verifier.wire.fresh import FreshQuote
@@ -56,6 +59,14 @@ def test_the_quote_of_a_commit_is_no_fresh_quote() -> None:
     forge = Forge()
     commit = parse_note(forge.attestation().note).lines[1].payload[8:]
     assert judge(replace(made(forge), evidence=commit), forge).failing is Step.QUOTE_CHAIN
+
+
+def test_an_origin_without_a_tpm_has_no_fresh_quote() -> None:
+    forge = AloneForge()
+    fresh = replace(made(Forge()), genesis=forge.genesis_record)
+    with pytest.raises(NotChecked, match="names no TPM") as caught:
+        verify_fresh(fresh.encode(), NONCE, NOW, load_policy(forge.pinned(POLICY).encode()))
+    assert caught.value.report.failing is Step.GENESIS
 
 
 def test_an_attestation_is_no_fresh_quote() -> None:
