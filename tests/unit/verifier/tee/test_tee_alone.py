@@ -35,8 +35,10 @@ from quotary_verifier import (
     verify_statement,
 )
 from quotary_verifier.errors import PolicyError
+from quotary_verifier.evidence.tee.lines import Bound, TeeRoots, verify_tee_line
 from quotary_verifier.policy.tee import Image, TeeRules
 from quotary_verifier.recipe.alone import NO_CHAIN, NO_TPM
+from quotary_verifier.recipe.endorsement import moment
 from quotary_verifier.recipe.evidence import evidence_of
 from quotary_verifier.recipe.tee import ONE_AGENT
 from quotary_verifier.tlog.cosignature import cosign
@@ -312,7 +314,7 @@ def test_there_is_no_platform_of_which_a_policy_could_learn_pcrs() -> None:
     forge = AloneForge()
     with pytest.raises(NotChecked, match="names no TPM: there are no PCRs") as caught:
         evidence_of(forge.attestation().encode(), NOW, load_policy(forge.pinned(POLICY).encode()))
-    assert caught.value.report.failing is Step.PLATFORM
+    assert caught.value.report.failing is Step.QUOTE_PCRS
 
 
 def test_witnesses_and_freshness_are_judged_as_with_a_tpm() -> None:
@@ -376,10 +378,15 @@ def test_every_register_of_an_image_has_to_be_as_the_policy_says() -> None:
 
 
 def test_the_registers_of_another_kind_are_no_image() -> None:
-    rules = TeeRules(images=(Image("sev-snp", b"w" * 32, {"launch": frozenset({b"l"})}),))
-    assert rules.served("sev-snp", {"launch": b"l"}) == {b"w" * 32}
-    assert not rules.served("cca", {"launch": b"l"})
-    assert not rules.served("sev-snp", {})
+    evidence, support = snp()(b"d" * 32, b"g" * 32)
+    bound, roots = Bound(b"d" * 32, b"g" * 32), TeeRoots(amd=tee_defects.AMD.roots())
+    (claims,) = verify_tee_line(evidence, support, bound, moment(NOW), roots)
+    launch = frozenset({bytes.fromhex(LAUNCH)})
+    rules = TeeRules(images=(Image("sev-snp", b"w" * 32, {"launch": launch}),))
+    assert rules.served("sev-snp", claims) == {b"w" * 32}
+    assert not rules.served("cca", claims)
+    more = TeeRules(images=(Image("sev-snp", b"w" * 32, {"launch": launch, "rtmr0": launch}),))
+    assert not more.served("sev-snp", claims)
 
 
 def tdx_policy(forge: AloneForge, image: str) -> str:
