@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doctor's look at what endorses the AK of an Azure confidential VM: is it there, of this key, and does it verify?"""
+"""The doctor's look at what endorses the AK of an Azure confidential VM: is it there, and does it verify?"""
 
 from __future__ import annotations
 
