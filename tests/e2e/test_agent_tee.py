@@ -315,6 +315,8 @@ def test_what_was_signed_is_kept_over_a_kill_and_shown_by_each_command(
     assert "no TPM" in attest("verify", tmp_path / "report.txt", "-p", policy)
     assert "in place of a TPM" in attest("audit", tmp_path / "log.qar", "-p", policy)
     assert "sev-snp" in attest("inspect", tmp_path / "report.txt.attestation")
+    learn = ("policy", "learn", tmp_path / "report.txt.attestation", "--pin", ready["origin"])
+    assert "no boot was measured" in attest(*learn, "-o", tmp_path / "learnt.toml", code=3)
 
 
 def _no_timedatectl() -> bool:

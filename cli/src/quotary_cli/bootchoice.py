@@ -10,27 +10,43 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from quotary_cli.given import Given
+from quotary_cli.output import ExitCode, Failure
 from quotary_verifier.errors import QuotaryError
 from quotary_verifier.recipe.platform import read_host
 from quotary_verifier.tlog.hardware import IDENTIFIER_TPM2_QUOTE, hardware_key_id, hardware_lines_by_id
 from quotary_verifier.tlog.note import parse_note
 from quotary_verifier.wire.attestation import Attestation
+from quotary_verifier.wire.records import Genesis
 from quotary_verifier.wire.tpm import parse_attest, unpack_evidence
 
 Key = tuple[object, ...]
 
 
 def choose(given: Iterable[Given]) -> list[Given]:
-    """Return the chosen ones in their order; one that cannot be read is among them, so that verification says why."""
+    """Return the chosen ones in their order; one that cannot be read is among them, so that verification says why.
+
+    Raises Failure for one of a host without a TPM.
+    """
     last: dict[Key, tuple[int, int, Given]] = {}
     for number, one in enumerate(given):
         try:
-            key, clock = _claimed_do_not_trust(one.load())
+            data = one.load()
+            _require_tpm(one.name, Genesis.decode(Attestation.decode(data).genesis))
+            key, clock = _claimed_do_not_trust(data)
         except QuotaryError:
             key, clock = (number,), 0
         if key not in last or last[key][0] <= clock:
             last[key] = (clock, number, one)
     return [one for _, _, one in sorted(last.values(), key=lambda item: item[1])]
+
+
+def _require_tpm(name: str, genesis: Genesis) -> None:
+    if genesis.tpm is None:
+        raise Failure(
+            f"{name}: its host has no tpm, so no boot was measured that rules could be made of",
+            code=ExitCode.NOT_CHECKED,
+            hint="name what it was launched with in [tee]: `attest inspect` shows it (docs/howto/tee.md)",
+        )
 
 
 def _claimed_do_not_trust(data: bytes) -> tuple[Key, int]:
