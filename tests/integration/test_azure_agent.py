@@ -151,7 +151,7 @@ async def test_a_policy_rejects_every_other_key_report_paravisor_vm_and_time(
         "not the one that the confidential vm": (with_endorsements(encoded, hcl=(another,)), good, AT),
         "azure: ": (with_endorsements(encoded, hcl=(altered,)), good, AT),
         "has no such endorsement": (missing, good, AT),
-        "measurement": (encoded, policy(origin, measurements=frozenset({bytes(48)})), AT),
+        "measurement": (encoded, policy(origin, measurements=frozenset({b"\1" * 48})), AT),
         "no rule names the paravisor": (encoded, policy(origin, measurements=None), AT),
         "is not accepted": (encoded, policy(origin, vms=frozenset({VM.lower()[:-1] + "0"})), AT),
         "console is off": (encoded, policy(origin, console=False), AT),

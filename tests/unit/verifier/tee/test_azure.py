@@ -197,12 +197,13 @@ def test_a_report_that_any_guest_could_have_made_is_not_accepted_as_the_paraviso
     (finding,) = appraise_azure(verified(), AzureRules(snp=anyone))
     assert (finding.rule, finding.severity) == ("azure.paravisor", Severity.FAIL)
     assert appraise_azure(verified(), AzureRules(snp=anyone, any_paravisor=True)) == ()
-    other = SnpRules(anyone.generations, measurements=frozenset({bytes(48)}))
+    other = SnpRules(anyone.generations, measurements=frozenset({b"\1" * 48}))
     assert [one.rule for one in appraise_azure(verified(), AzureRules(snp=other))] == [
         "azure.sev-snp.measurement"
     ]
-    by_key = SnpRules(anyone.generations, id_keys=frozenset({bytes(48)}))
-    assert appraise_azure(verified(), AzureRules(snp=by_key)) == ()
+    signed = FORGE.amd.report({0x50: FORGE.report_data(), 0xE0: b"\2" * 48})
+    by_key = SnpRules(anyone.generations, id_keys=frozenset({b"\2" * 48}))
+    assert appraise_azure(verified(FORGE.report(slot=signed)), AzureRules(snp=by_key)) == ()
 
 
 def test_the_quote_that_the_host_made_of_a_tdreport_endorses_the_key_as_well() -> None:
