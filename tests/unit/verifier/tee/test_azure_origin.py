@@ -226,7 +226,7 @@ def test_endorsements_are_verified_by_the_makers_roots_unless_the_policy_has_its
 
 def test_what_only_warns_of_the_hardwares_own_line_does_not_reach_the_paravisor() -> None:
     later = "until = 2099-01-01T00:00:00Z"
-    other = AZURE_RULES.replace(LAUNCH, "00" * 48)
+    other = AZURE_RULES.replace(LAUNCH, "4e" * 48)
     report = outcome(HOST.accepted(f'{other}[[warn]]\nrule = "tee.sev-snp"\n{later}\n'))
     assert (report.outcome, report.failing) == (Outcome.REJECTED, Step.TEE)
     off = endorsed(settings={"vmUniqueId": VM, "tpm-enabled": True, "secure-boot": False})

@@ -226,7 +226,7 @@ class TeeChecker:
         said = [
             (claim.name, str(claim.value)) for claim in device_claims("", device) if claim.name not in _MOVING
         ]
-        weights = self._rules.served(kind, device.measurements) if shows else ()
+        weights = self._rules.served(kind, device) if shows else ()
         return (*said, *(("serves", value.hex()) for value in sorted(weights)))
 
 

@@ -13,11 +13,20 @@ from typing import Final
 from quotary_verifier.errors import PolicyError
 from quotary_verifier.evidence.tee.azure import AzureClaims, AzureRules, appraise_azure
 from quotary_verifier.evidence.tee.cca import CcaClaims, CcaRules, appraise_cca
+from quotary_verifier.evidence.tee.cca_token import Lifecycle
 from quotary_verifier.evidence.tee.lines import TeeRoots
-from quotary_verifier.evidence.tee.nitro import NitroClaims, NitroRules, appraise_nitro, names_image
+from quotary_verifier.evidence.tee.nitro import (
+    KIND_ENCLAVE,
+    KIND_TPM,
+    NitroClaims,
+    NitroRules,
+    appraise_nitro,
+    names_image,
+)
 from quotary_verifier.evidence.tee.nvidia import NvidiaClaims, NvidiaRules, appraise_nvidia
-from quotary_verifier.evidence.tee.shape import Finding, Severity, TeeClaims
+from quotary_verifier.evidence.tee.shape import Finding, Severity, TeeClaims, named
 from quotary_verifier.evidence.tee.snp import SnpClaims
+from quotary_verifier.evidence.tee.snp_report import Policy as GuestPolicy
 from quotary_verifier.evidence.tee.snp_rules import SnpRules, appraise_snp
 from quotary_verifier.evidence.tee.tdx import TdxClaims
 from quotary_verifier.evidence.tee.tdx_rules import TdxRules, appraise_tdx
@@ -36,12 +45,17 @@ WHOLE_MACHINES: Final = frozenset({"sev-snp", "tdx", "nitro", "cca"})
 """The kinds whose evidence speaks of a whole machine, so that they can bind the commits of one without a TPM."""
 
 _LAUNCH_RULES: Final[Mapping[str, tuple[str, ...]]] = {
-    "sev-snp": ("measurement", "id-key", "debug"),
-    "tdx": ("mrtd", "debug"),
+    "sev-snp": ("measurement", "id-key", "debug", "migration-agent"),
+    "tdx": ("mrtd", "debug", "service-td"),
     "nitro": ("pcr", "debug", "kind"),
     "cca": ("rim", "debug", "lifecycle"),
 }
 """The rules by which a kind says what was launched, and that it stayed so."""
+
+_NITRO_IMAGES: Final[Mapping[str, str]] = {KIND_ENCLAVE: "pcr0", KIND_TPM: "pcr4"}
+"""The register of what was started. Another one of the same number is an instance's firmware, or an enclave's host."""
+
+_OPEN: Final = GuestPolicy.DEBUG | GuestPolicy.MIGRATION_AGENT
 
 
 @frozen
@@ -83,6 +97,12 @@ class TeeRules:
                 raise PolicyError(
                     f"policy: tee.required names {name}, and there is no table tee.{name} that says which is accepted"
                 )
+        started = {_NITRO_IMAGES[kind] for kind in self.nitro.kinds} if self.nitro else set()
+        for image in self.images:
+            if image.kind == "nitro" and started.isdisjoint(image.registers):
+                raise PolicyError(
+                    f"policy: tee.nitro.image must name {' or '.join(sorted(started))}, as what the kinds have started"
+                )
 
     def has_rules(self, name: str) -> bool:
         """Whether the policy says which evidence of this kind is accepted."""
@@ -110,25 +130,41 @@ class TeeRules:
         Rules that only warn do not count, whether or not their date has passed.
         """
         snp, tdx, nitro, cca = self.snp, self.tdx, self.nitro, self.cca
-        named = {
-            "sev-snp": snp is not None and not snp.debug and bool(snp.measurements or snp.id_keys),
-            "tdx": tdx is not None and bool(tdx.mr_tds),
+        launched = {
+            "sev-snp": snp is not None and snp.names_launch,
+            "tdx": tdx is not None and tdx.names_launch,
             "nitro": nitro is not None and not nitro.debug and names_image(nitro),
-            "cca": cca is not None and not cca.debug and bool(cca.rims),
+            "cca": cca is not None and not cca.debug and named(cca.rims),
         }
         return any(
-            named[kind] and not any(_warned(warned, f"tee.{kind}.{rule}") for rule in _LAUNCH_RULES[kind])
+            launched[kind] and not any(_warned(warned, f"tee.{kind}.{rule}") for rule in _LAUNCH_RULES[kind])
             for kind in self.required & WHOLE_MACHINES
         )
 
-    def served(self, kind: str, measurements: Mapping[str, bytes]) -> frozenset[bytes]:
+    def served(self, kind: str, claims: TeeClaims) -> frozenset[bytes]:
         """Return the weights that images serve whose registers evidence of a kind has."""
+        launched, measurements = launch_register(claims), claims.measurements
         return frozenset(
             image.weights
             for image in self.images
             if image.kind == kind
+            and launched in image.registers
             and all(measurements.get(name) in values for name, values in image.registers.items())
         )
+
+
+def launch_register(claims: TeeClaims) -> str | None:
+    """Return the register of what was launched; None where others can write to what runs, so that it says nothing.
+
+    A policy may accept such a guest all the same.
+    """
+    if isinstance(claims, SnpClaims):
+        return None if claims.report.policy & _OPEN else "launch"
+    if isinstance(claims, NitroClaims):
+        return None if claims.debug else _NITRO_IMAGES[claims.kind]
+    if isinstance(claims, CcaClaims):
+        return "rim" if claims.token.state is Lifecycle.SECURED else None
+    return "mrtd" if isinstance(claims, TdxClaims) else None  # of a td under debug no line is accepted
 
 
 def _warned(warned: Mapping[str, int], rule: str) -> bool:

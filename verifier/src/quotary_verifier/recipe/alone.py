@@ -99,11 +99,12 @@ def _refuse(run: Run, step: Step, asked: bool, what: str) -> None:
 def image_models(rules: TeeRules | None, judged: Iterable[JudgedTee]) -> ImageModels:
     """Return the weights that the images serve whose registers accepted lines have.
 
-    A line that breaks a rule, even one that only warns, shows nothing: under debug a register is anybody's word.
+    A line that breaks a rule, even one that only warns, shows nothing; nor does one of a guest that others can write
+    to, such as one under debug, where the policy accepts that: its registers are anybody's word.
     """
     weights: set[bytes] = set()
     for line in judged:
         if rules is not None and line.appraised and not line.tolerated:
             for claims in line.claims:
-                weights |= rules.served(line.name, claims.measurements)
+                weights |= rules.served(line.name, claims)
     return ImageModels(frozenset(weights))

@@ -87,7 +87,7 @@ def _kind(platform: PlatformFacts, tees: tuple[JudgedTee, ...]) -> Claim:
         return Claim("tpm_kind", f"software TPM: {platform.software}", _HOST)
     if platform.endorsement.certificate is not None:
         return Claim("tpm_kind", "a TPM, as the certificate says", _ENDORSED)
-    if any(one.endorses_ak and one.appraised for one in tees):
+    if any(one.endorses_ak and one.appraised and not one.any_guest for one in tees):
         return Claim("tpm_kind", "the vTPM of a confidential VM, whose hardware endorses its key", _ENDORSED)
     return Claim("tpm_kind", "unknown: the origin is pinned and nothing endorses its TPM", _HOST)
 

@@ -81,7 +81,8 @@ class JudgedTee:
     """What a line that holds shows: claims for each device, and whether the policy has rules that they keep.
 
     `tolerated` are the rules that they break and that only warn, in words. A line of a kind without rules whose
-    certificates are of another time has no claims: nothing of it counts.
+    certificates are of another time has no claims: nothing of it counts. `any_guest`: it endorses the AK, and no rule
+    names the paravisor, so that any guest of such hardware could have made it.
     """
 
     name: str
@@ -89,6 +90,7 @@ class JudgedTee:
     appraised: bool
     warnings: tuple[Finding, ...] = ()
     tolerated: tuple[str, ...] = ()
+    any_guest: bool = False
 
     @property
     def endorses_ak(self) -> bool:
@@ -127,7 +129,8 @@ def judge_line(
     ]
     warnings = [old for old in found if old.severity is Severity.WARN]
     enforce(kept)
-    return JudgedTee(one.name, claims, appraised, tuple(warnings), tuple(tolerated))
+    any_guest = one.name == AZURE and (rules.azure is None or rules.azure.any_paravisor)
+    return JudgedTee(one.name, claims, appraised, tuple(warnings), tuple(tolerated), any_guest)
 
 
 def judge_tees(

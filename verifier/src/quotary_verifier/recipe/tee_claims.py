@@ -13,7 +13,7 @@ from quotary_verifier.evidence.tee.shape import TeeClaims
 from quotary_verifier.evidence.tee.snp import SnpClaims
 from quotary_verifier.evidence.tee.snp_report import Policy as GuestPolicy
 from quotary_verifier.evidence.tee.snp_report import Tcb
-from quotary_verifier.evidence.tee.tdx import TdxClaims
+from quotary_verifier.evidence.tee.tdx import QE_IDENTITY, TdxClaims
 from quotary_verifier.recipe.tee import JudgedTee, said_of
 from quotary_verifier.recipe.verdict import Claim, ClaimSource
 
@@ -28,27 +28,38 @@ def tee_claims(judged: Iterable[JudgedTee]) -> Iterator[Claim]:
     lines = tuple(judged)
     for line in lines:
         if line.claims:
-            yield Claim("root", f"{line.name}: {_contribution(line)}", _HARDWARE)
+            yield Claim("root", f"{line.name}: {_contribution(line)}", _source(line.claims[0]))
     for line in lines:
         said = "accepted by the policy's rules" if said_of(line) == "accepted" else said_of(line)
-        yield Claim(f"tee.{line.name}", said, _HARDWARE if line.claims else _HOST)
+        yield Claim(f"tee.{line.name}", said, _source(line.claims[0]) if line.claims else _HOST)
         for number, device in enumerate(line.claims):
             yield from device_claims(
                 f"tee.{line.name}." + (f"{number}." if len(line.claims) > 1 else ""), device
             )
 
 
+def _source(claims: TeeClaims) -> ClaimSource:
+    """Whose word evidence is: the hardware's, unless nothing shows that a quote's enclave is one of its maker's."""
+    hardware = claims.hardware if isinstance(claims, AzureClaims) else claims
+    unknown = isinstance(hardware, TdxClaims) and QE_IDENTITY in hardware.not_shown
+    return _HOST if unknown else _HARDWARE
+
+
 def _contribution(line: JudgedTee) -> str:
     first = line.claims[0]
     if isinstance(first, AzureClaims):
-        if not line.appraised:
-            return "a report that names the attestation key, and that any guest of such hardware could have made"
+        if line.any_guest:
+            return (
+                "a report that names the attestation key, and that any guest of such hardware could have made"
+            )
         return "the attestation key, which its hardware endorses as that of the confidential vm's vtpm"
     if isinstance(first, NvidiaClaims):
         count = len(line.claims)
         return f"this commit was answered by {count} genuine device{'' if count == 1 else 's'}"
     if isinstance(first, NitroClaims) and first.kind == KIND_TPM:
         return "this commit, and what an EC2 instance booted, whose memory its host can read"
+    if isinstance(first, TdxClaims) and _source(first) is _HOST:
+        return "a quote that any enclave of such a platform could have made, as there is no collateral"
     if isinstance(first, CcaClaims):
         return "this commit, and the start of the realm that asked for it"
     return "this commit, and the launch of the confidential guest that asked for it"
@@ -56,15 +67,16 @@ def _contribution(line: JudgedTee) -> str:
 
 def device_claims(prefix: str, claims: TeeClaims) -> Iterator[Claim]:
     """Yield all that one device's evidence says; `prefix` goes before each name."""
+    source = _source(claims)
     for name, value in _said(claims):
-        yield Claim(prefix + name, value, _HARDWARE)
+        yield Claim(prefix + name, value, source)
     for name, measured in claims.measurements.items():
         if any(measured):
-            yield Claim(prefix + name, measured.hex(), _HARDWARE)
+            yield Claim(prefix + name, measured.hex(), source)
     yield Claim(prefix + "root", claims.signer.root, _ENDORSED)
     yield Claim(prefix + "revocation", str(claims.signer.revocation.value), _ENDORSED)
     if claims.not_shown:
-        yield Claim(prefix + "not_shown", ", ".join(claims.not_shown), _HARDWARE)
+        yield Claim(prefix + "not_shown", ", ".join(claims.not_shown), source)
 
 
 def _said(claims: TeeClaims) -> Said:

@@ -146,9 +146,7 @@ def appraise_azure(claims: AzureClaims, rules: AzureRules) -> tuple[Finding, ...
 
 def names_paravisor(rules: SnpRules | TdxRules) -> bool:
     """Whether rules for the hardware say what was launched in the paravisor's place."""
-    if isinstance(rules, SnpRules):
-        return rules.measurements is not None or rules.id_keys is not None
-    return rules.mr_tds is not None
+    return rules.names_launch
 
 
 def _of_hardware(hardware: SnpClaims | TdxClaims, rules: AzureRules) -> Iterator[Finding]:

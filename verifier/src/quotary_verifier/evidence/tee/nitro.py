@@ -22,7 +22,7 @@ from quotary_verifier.evidence.tee.device_pki import (
 )
 from quotary_verifier.evidence.tee.device_roots import AWS_NITRO
 from quotary_verifier.evidence.tee.nitro_document import NitroDocument, parse_nitro_document
-from quotary_verifier.evidence.tee.shape import Finding, Severity, Signer, require_time
+from quotary_verifier.evidence.tee.shape import Finding, Severity, Signer, named, require_time
 from quotary_verifier.wire.frozen import frozen
 
 KIND_ENCLAVE: Final = "nitro-enclave"
@@ -160,9 +160,9 @@ class NitroRules:
 def names_image(rules: NitroRules) -> bool:
     """Whether the rules name, for each kind that they accept, what was started: an enclave's image or who signed it
     (PCR 0, 8), an instance's boot loader or kernel (PCR 4)."""
-    named = set(rules.pcrs or {})
-    enclave = KIND_ENCLAVE not in rules.kinds or bool(named & _ENCLAVE_IMAGE)
-    return enclave and (KIND_TPM not in rules.kinds or _INSTANCE_IMAGE in named)
+    found = {index for index, values in (rules.pcrs or {}).items() if named(values)}
+    enclave = KIND_ENCLAVE not in rules.kinds or bool(found & _ENCLAVE_IMAGE)
+    return enclave and (KIND_TPM not in rules.kinds or _INSTANCE_IMAGE in found)
 
 
 def appraise_nitro(claims: NitroClaims, rules: NitroRules) -> tuple[Finding, ...]:

@@ -16,7 +16,7 @@ what it could not; a code stands in one of the two.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -108,6 +108,11 @@ def enforce(findings: Iterable[Finding]) -> tuple[Finding, ...]:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise error(f"{found[0].message}{more}")
     return listed
+
+
+def named(values: Collection[bytes] | None) -> bool:
+    """Whether a rule names something. A register or key that is zero is that of everybody who has none."""
+    return bool(values) and all(any(value) for value in values or ())
 
 
 def report_data(digest: bytes, genesis_sha256: bytes) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import field
 
 from quotary_verifier.errors import PolicyError
 from quotary_verifier.evidence.tee.amd_certs import Generation, SigningKey
-from quotary_verifier.evidence.tee.shape import Finding, Severity
+from quotary_verifier.evidence.tee.shape import Finding, Severity, named
 from quotary_verifier.evidence.tee.snp import SnpClaims
 from quotary_verifier.evidence.tee.snp_report import PlatformInfo, Policy, Tcb
 from quotary_verifier.pki.revocation import Revocation
@@ -52,6 +52,13 @@ class SnpRules:
     def __post_init__(self) -> None:
         if not self.generations:
             raise PolicyError("the sev-snp rules accept no generation")
+
+    @property
+    def names_launch(self) -> bool:
+        """Whether they say what was launched, of guests that nobody writes to: no debugger, and no migration agent,
+        which can put another guest's memory under any measurement."""
+        closed = not self.debug and not self.migration_agent
+        return closed and (named(self.measurements) or named(self.id_keys))
 
 
 def appraise_snp(claims: SnpClaims, rules: SnpRules) -> tuple[Finding, ...]:

@@ -38,11 +38,13 @@ from quotary_verifier.wire.frozen import frozen
 from quotary_verifier.wire.tpm_algorithms import ALG_SHA384
 
 KIND: Final = "tdx"
+QE_IDENTITY: Final = "qe-identity"
+"""Code of what shows that the quoting enclave is Intel's: else any enclave of the platform could have quoted."""
 
 _PCK_CHAIN_LENGTH: Final = 3
 _QE_DEBUG: Final = 0x02
 _ALWAYS: Final = ("report-data", "signature", "qe-report", "chain")
-_BY_COLLATERAL: Final = ("revocation", "qe-identity", "module-identity")
+_BY_COLLATERAL: Final = ("revocation", QE_IDENTITY, "module-identity")
 _POINT: Final = b"\x04"
 
 

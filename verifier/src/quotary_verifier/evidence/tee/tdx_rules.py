@@ -8,7 +8,7 @@ from dataclasses import field
 from typing import Final
 
 from quotary_verifier.errors import PolicyError
-from quotary_verifier.evidence.tee.shape import Finding, Severity
+from quotary_verifier.evidence.tee.shape import Finding, Severity, named
 from quotary_verifier.evidence.tee.tdx import TdxClaims
 from quotary_verifier.evidence.tee.tdx_tcb import UP_TO_DATE
 from quotary_verifier.wire.frozen import frozen
@@ -49,6 +49,11 @@ class TdxRules:
     def __post_init__(self) -> None:
         if not self.rtmrs.keys() <= _REGISTERS:
             raise PolicyError("a td has the registers 0 to 3")
+
+    @property
+    def names_launch(self) -> bool:
+        """Whether they say what was launched."""
+        return named(self.mr_tds)
 
 
 def appraise_tdx(claims: TdxClaims, rules: TdxRules) -> tuple[Finding, ...]:
