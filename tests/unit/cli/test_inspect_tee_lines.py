@@ -87,7 +87,7 @@ def test_people_see_at_once_what_each_root_contributes_how_it_was_judged_and_tha
         in lines
     )
     assert "tee.sev-snp verified, not appraised [hardware]" in lines
-    assert "tee.tdx verified, not appraised [hardware]" in lines
+    assert "tee.tdx verified, not appraised [host]" in lines
     assert "tee.sev-snp.debug True [hardware]" in lines
     assert not any(line.startswith(("tee.tdx.debug", "tee.sev-snp.launch")) for line in lines)
     assert run([*arguments, "--explain"]) == 0
