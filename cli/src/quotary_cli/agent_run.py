@@ -15,6 +15,7 @@ import click
 
 from quotary_cli.agent_tpm import emulator_option, host_failures, reach_tpm, tpm_option
 from quotary_cli.enrolment import FILE, json_option
+from quotary_cli.main import collect_as_usual
 from quotary_cli.output import ExitCode, Failure, note, print_json
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def _run(config: AgentConfig, *, resume: bool) -> None:
     from quotary_cli.agent_tee import for_origin
     from quotary_cli.agent_workload import measure
 
+    collect_as_usual()
     config = for_origin(config)
     service = Service.of_environment()
     with _terminable(), tpm_of(config) as tcti:

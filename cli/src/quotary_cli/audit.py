@@ -10,6 +10,7 @@ import click
 from quotary_cli.auditing import Wanted, audit_source
 from quotary_cli.auditview.html import audit_page
 from quotary_cli.auditview.text import print_audit
+from quotary_cli.main import collect_as_usual
 from quotary_cli.moments import parse_time
 from quotary_cli.output import ExitCode, Failure, print_json
 from quotary_cli.policyfile import PolicyFile, policy_options
@@ -59,6 +60,7 @@ def audit(
     Every entry, tile, checkpoint, quote and link of the chain is checked, every boot's logs are replayed, and the
     policy is applied to every period. Gaps and what nobody can know are shown.
     """
+    collect_as_usual()
     moment = parse_time(at)
     rules = policy.read(moment)
     if html is not None and not html.parent.is_dir():

@@ -27,6 +27,7 @@ _COMMANDS = {
 }
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 """More than any command makes while it starts; at a hundred bytes each, what cycles hold on to stays at megabytes."""
+_USUAL = gc.get_threshold()
 
 _CLICK_GIVES_UP = 1
 """What click exits with where the reader of stdout went away; no command of ours raises SystemExit with it."""
@@ -54,12 +55,17 @@ def main() -> None:
     """Run the command; every error ends in one message, a hint where there is one, and an exit code.
 
     What a start makes is no garbage, and what is left at the end goes with the process: to look for cycles in either
-    took a fifth of `attest verify` of one file.
+    took a fifth of `attest verify` of one file. Commands that run for long call `collect_as_usual`.
     """
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     code = run(sys.argv[1:])
     gc.freeze()
     sys.exit(code)
+
+
+def collect_as_usual() -> None:
+    """Let the collector come as often as Python means it to, once a command that runs for long has started."""
+    gc.set_threshold(*_USUAL)
 
 
 def run(arguments: list[str]) -> int:
