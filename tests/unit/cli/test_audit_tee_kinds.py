@@ -135,3 +135,5 @@ def test_the_report_says_which_weights_a_launched_image_serves(tmp_path: Path) -
     rules = f'[tee]\nrequired = ["sev-snp"]\n{SNP}measurements = ["{LAUNCH}"]\n{image}'
     (tee,) = audited(log, rules).tees
     assert dict(tee.devices[0])["serves"] == weights
+    (tee,) = audited(log, rules + image.replace(weights, "cd" * 32)).tees
+    assert tee.as_json()["devices"][0]["serves"] == f"{weights}, {'cd' * 32}"

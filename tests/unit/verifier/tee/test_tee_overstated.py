@@ -55,6 +55,17 @@ def test_a_guest_that_others_may_write_to_shows_no_model_though_the_policy_accep
         assert sources(outcome(data, question, forge.pinned(REQUIRED + rules + ROOTS)))["model"] is source
 
 
+def test_a_line_that_needed_a_tolerance_shows_no_model_whatever_the_rule_is_about() -> None:
+    forge = AloneForge(tees=(snp({0x30: b"\1\0\0\0"}),))
+    for accepted, source in ((True, ClaimSource.MEASURED), (False, ClaimSource.HOST)):
+        warn = '[[warn]]\nrule = "tee.sev-snp.vmpl"\nuntil = 2100-01-01T00:00:00Z\n'
+        rules = RULES + ("vmpls = [1]\n" if accepted else "")
+        rules += image("sev-snp", forge.weights, f'launch = ["{LAUNCH}"]')
+        policy = forge.pinned(warn + REQUIRED + rules + ROOTS)
+        report = outcome(forge.attestation().encode(), Question(forge.body, NOW), policy)
+        assert sources(report)["model"] is source
+
+
 def realm(lifecycle: int) -> Callable[[bytes, bytes], tuple[bytes, TeeSupport]]:
     def bind(digest: bytes, genesis: bytes) -> tuple[bytes, TeeSupport]:
         made = token({10: report_data(digest, genesis)}, {2395: lifecycle})
@@ -186,8 +197,12 @@ def test_a_key_that_any_guest_could_have_named_is_not_endorsed_as_a_vtpms() -> N
     assert str(kind.value).startswith("unknown")
     _, azure = said(report, "root")
     assert "any guest of such hardware could have made" in str(azure)
+    settings = {"tee.azure.vm", "tee.azure.secure_boot"}
+    assert {sources(report)[name] for name in settings} == {ClaimSource.HOST}
+    assert sources(report)["tee.azure.launch"] is ClaimSource.HARDWARE
     named = outcome(host.attestation().encode(), Question(host.body, NOW), host.accepted(AZURE_RULES))
     assert sources(named)["tpm_kind"] is ClaimSource.ENDORSED
+    assert {sources(named)[name] for name in settings} == {ClaimSource.HARDWARE}
 
 
 def test_a_quote_of_which_nobody_knows_the_enclave_is_not_the_hardwares_word() -> None:

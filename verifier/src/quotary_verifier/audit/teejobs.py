@@ -227,7 +227,11 @@ class TeeChecker:
             (claim.name, str(claim.value)) for claim in device_claims("", device) if claim.name not in _MOVING
         ]
         weights = self._rules.served(kind, device) if shows else ()
-        return (*said, *(("serves", value.hex()) for value in sorted(weights)))
+        return (
+            (*said, ("serves", ", ".join(value.hex() for value in sorted(weights))))
+            if weights
+            else tuple(said)
+        )
 
 
 def _judged(found: Rule) -> tuple[str, str, str]:

@@ -34,7 +34,9 @@ def tee_claims(judged: Iterable[JudgedTee]) -> Iterator[Claim]:
         yield Claim(f"tee.{line.name}", said, _source(line.claims[0]) if line.claims else _HOST)
         for number, device in enumerate(line.claims):
             yield from device_claims(
-                f"tee.{line.name}." + (f"{number}." if len(line.claims) > 1 else ""), device
+                f"tee.{line.name}." + (f"{number}." if len(line.claims) > 1 else ""),
+                device,
+                any_guest=line.any_guest,
             )
 
 
@@ -65,11 +67,14 @@ def _contribution(line: JudgedTee) -> str:
     return "this commit, and the launch of the confidential guest that asked for it"
 
 
-def device_claims(prefix: str, claims: TeeClaims) -> Iterator[Claim]:
-    """Yield all that one device's evidence says; `prefix` goes before each name."""
+def device_claims(prefix: str, claims: TeeClaims, *, any_guest: bool = False) -> Iterator[Claim]:
+    """Yield all that one device's evidence says; `prefix` goes before each name.
+
+    `any_guest`: whatever ran wrote the settings of an Azure VM, so that they are its word.
+    """
     source = _source(claims)
     for name, value in _said(claims):
-        yield Claim(prefix + name, value, source)
+        yield Claim(prefix + name, value, _HOST if any_guest and name in AZURE_SETTINGS else source)
     for name, measured in claims.measurements.items():
         if any(measured):
             yield Claim(prefix + name, measured.hex(), source)
