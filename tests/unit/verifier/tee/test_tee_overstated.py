@@ -5,6 +5,8 @@ registers of another kind. None of it may look stronger in a verdict than it is.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import device_forge
@@ -12,6 +14,7 @@ import pytest
 from alone_forge import AloneForge
 from azure_host import AZURE_RULES, AzureHost
 from cca_tokens import pem_key, realm_claims, token
+from defects import _witness
 from device_forge import NitroForge
 from forge import NOW, Forge
 from tee_defects import LAUNCH, REQUIRED, ROOTS, RULES, pem, snp
@@ -21,7 +24,9 @@ from tee_makers import outcome, said
 from quotary_verifier import ClaimSource, Outcome, Question, Report, load_policy
 from quotary_verifier.errors import PolicyError
 from quotary_verifier.evidence.tee.shape import report_data
+from quotary_verifier.tlog.cosignature import cosign
 from quotary_verifier.tlog.hardware import IDENTIFIER_CCA, IDENTIFIER_NITRO
+from quotary_verifier.tlog.note import parse_note
 from quotary_verifier.wire.tee_support import TeeSupport
 
 SPRING = int(device_forge.NOW.timestamp())
@@ -163,6 +168,60 @@ def test_an_image_without_the_register_of_any_accepted_kind_is_no_policy() -> No
 def test_what_anybody_can_have_launched_names_nothing(rules: str) -> None:
     with pytest.raises(PolicyError, match="it would accept nothing"):
         load_policy((BARE + rules).encode())
+
+
+CCA_RIM = f'[tee]\nrequired = ["cca"]\n[tee.cca]\nkeys = ["""{pem_key()}"""]\nrim = ["{SOME}"]\n'
+ENCLAVE = f'[tee]\nrequired = ["nitro"]\n[tee.nitro]\npcrs = {{ 0 = ["{SOME}"] }}\n'
+TD = f'[tee]\nrequired = ["tdx"]\n[tee.tdx]\nmrtd = ["{SOME}"]\n'
+
+
+@pytest.mark.parametrize(
+    ("rules", "more", "warned"),
+    [
+        (CCA_RIM, "debug = true\n", ("cca.rim", "cca.debug", "cca")),
+        (ENCLAVE, "debug = true\n", ("nitro.pcr", "nitro.debug", "nitro.kind", "nitro")),
+        (
+            REQUIRED + RULES,
+            "debug = true\n",
+            ("sev-snp.measurement", "sev-snp.id-key", "sev-snp.debug", "sev-snp"),
+        ),
+        (TD, "", ("tdx.mrtd", "tdx.service-td", "tdx")),
+    ],
+)
+def test_a_launch_is_named_by_rules_that_hold_now_and_leave_nothing_open(
+    rules: str, more: str, warned: tuple[str, ...]
+) -> None:
+    load_policy((BARE + rules).encode())
+    if more:
+        with pytest.raises(PolicyError, match="it would accept nothing"):
+            load_policy((BARE + rules + more).encode())
+    for rule in warned:
+        warn = f'[[warn]]\nrule = "tee.{rule}"\nuntil = 2099-01-01T00:00:00Z\n'
+        with pytest.raises(PolicyError, match="it would accept nothing"):
+            load_policy((BARE + warn + rules).encode())
+
+
+def test_a_warning_ends_by_the_time_of_verification_and_not_by_that_of_witnesses() -> None:
+    forge = AloneForge(tees=(guest(DEBUG),))
+    key, rule = _witness()
+    whole = forge.attestation()
+    note = parse_note(whole.note)
+    seen = note.with_lines([cosign(note.text, "witness.example", key, NOW - 86_400)]).encode()
+    data = replace(whole, note=seen).encode()
+    for until, expected in ((NOW + 60, Outcome.VERIFIED), (NOW - 60, Outcome.REJECTED)):
+        date = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        warn = f'[[warn]]\nrule = "tee.sev-snp.debug"\nuntil = {date}\n'
+        policy = forge.pinned(rule + warn + REQUIRED + RULES + ROOTS)
+        assert outcome(data, Question(forge.body, NOW), policy).outcome is expected
+
+
+def test_an_instance_is_not_called_a_confidential_guest() -> None:
+    for kind, word in (("nitro-tpm", "whose memory its host can read"), ("enclave", "confidential guest")):
+        forge = AloneForge(tees=(document(kind),))
+        rules = f'[tee]\nrequired = ["nitro"]\n[tee.nitro]\nkinds = ["{kind}"]\n' + NITRO_ROOT
+        report = outcome(forge.attestation().encode(), Question(forge.body, SPRING), forge.pinned(rules))
+        (root,) = said(report, "root")
+        assert word in str(root)
 
 
 def test_a_signed_enclave_and_an_id_key_name_what_was_launched() -> None:

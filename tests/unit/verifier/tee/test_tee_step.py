@@ -202,6 +202,7 @@ def test_collateral_is_judged_at_the_time_that_a_quorum_shows_and_else_at_the_ti
     later = Question(forge.body, NOW)
     report = outcome(replace(whole, note=seen).encode(), later, pinned(forge, rule + ROOTS))
     assert report.outcome is Outcome.VERIFIED, report.reason
+    assert said(report, "tee.tdx") == ["verified, not appraised"]
     rules = "[tee.tdx]\n" + ROOTS
     report = outcome(replace(whole, note=seen).encode(), later, pinned(forge, rules))
     assert (report.outcome, report.failing) == (Outcome.COULD_NOT_CHECK, Step.TEE)
