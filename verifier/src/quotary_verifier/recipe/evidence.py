@@ -58,7 +58,9 @@ def _judge(run: Run, policy: Policy, attestation: bytes, at: int, logs: GivenLog
     judged = judge_commit(run, policy, parsed, opened, at, logs)
     bound, facts = opened.bound, judged.facts
     if isinstance(bound, ByTees):
-        run.could_not(Step.QUOTE_PCRS, "the genesis record names no TPM: there are no PCRs or logs to appraise")
+        run.could_not(
+            Step.QUOTE_PCRS, "the genesis record names no TPM: there are no PCRs or logs to appraise"
+        )
     if facts is None or run.quoted is None or isinstance(bound, ByTees):
         return None
     assert isinstance(facts.bound, AkFacts)  # as the commit was opened
