@@ -175,6 +175,26 @@ def test_leaves_that_no_commit_claims_are_false_where_no_start_follows(
     assert (Code.START, Severity.FALSE, 5) in worst(audited(log, policy(log, forge)))
 
 
+def test_a_commit_that_claims_leaves_of_another_or_adds_none_is_false(
+    log: SoftTeeLog, forge: AmdForge
+) -> None:
+    log.commit(first=log.size - 1)
+    log.files.append([b"x" * 32, b"y" * 32])
+    log.commit(first=log.size - 3)
+    log.outputs()
+    assert [item for item in worst(audited(log, policy(log, forge))) if item[0] is Code.RANGE] == [
+        (Code.RANGE, Severity.FALSE, 5),
+        (Code.RANGE, Severity.FALSE, 6),
+    ]
+
+
+def test_a_history_that_does_not_begin_with_a_start_is_false(tmp_path: Path, forge: AmdForge) -> None:
+    log = SoftTeeLog(tmp_path / "other", snp(forge))
+    log.outputs(3)
+    log.start()
+    assert worst(audited(log, policy(log, forge))) == [(Code.START, Severity.FALSE, 0)]
+
+
 def test_a_tree_that_shrinks_or_is_of_another_root_is_false(log: SoftTeeLog, forge: AmdForge) -> None:
     log.files.append([b"x" * 32])
     log.commit(root=bytes(32))
