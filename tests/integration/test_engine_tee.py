@@ -20,7 +20,7 @@ from quotary_attest.engine.further import FurtherRoot
 from quotary_attest.log.errors import StorageFull
 from quotary_attest.log.store import Store
 from quotary_attest.origin import init_tee_state
-from quotary_attest.roots import RequiredRootFailed
+from quotary_attest.roots import RequiredRootFailed, TeeEvidence
 from quotary_attest.serving.attester import STATEMENT_ID
 from quotary_attest.serving.proxy import Proxy, ProxyConfig
 from quotary_attest.state import HostIdentity, StateError, read_identity
@@ -190,6 +190,24 @@ async def test_a_root_that_fails_is_as_a_tpm_that_is_gone_until_it_binds_the_sam
         await agent.attest(b"after")
         assert Attestation.decode(await agent.fetch(output.output_id)).tees
     assert audit_tee(folder, snp).ranges == [(0, 1, 2), (2, 2, 3), (3, 3, 4)]
+
+
+async def test_a_root_that_breaks_its_own_call_off_fails_and_the_engine_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snp = SoftSnp()
+    async with running_tee(folder, snp) as agent:
+
+        async def broken_off(_: bytes) -> TeeEvidence:
+            raise asyncio.CancelledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(snp, "bind", broken_off)
+            with pytest.raises(Unavailable, match="broke its own call off"):
+                await asyncio.wait_for(agent.attest(b"x"), 20)
+        await until(agent, "running")
+        await agent.attest(b"y")
+    audit_tee(folder, snp)
 
 
 async def test_evidence_that_would_not_verify_stops_attesting_and_never_gets_on_a_note(folder: Path) -> None:

@@ -33,6 +33,7 @@ from quotary_verifier.wire.limits import MAX_NOTE
 from quotary_verifier.wire.tee_support import TeeSupport
 
 _LOG = logging.getLogger("quotary.agent")
+_LATE_HINT = "see the kernel's log (`dmesg`); where a driver never answers, only a restart helps"
 
 MAX_EVIDENCE: Final = (MAX_NOTE - 8192) * 3 // 4
 """Bytes that all these lines of a note may have together: it leaves room for the TPM's, and for cosignatures."""
@@ -171,7 +172,7 @@ class FurtherRoots:
         """Ask for evidence, in time. A call that is late goes on by itself, and is not joined by a second one."""
         further, calling = watched.further, watched.calling
         if calling is not None and not calling.done():
-            raise RootError("it has not answered an earlier call yet")
+            raise RootError("it has not answered an earlier call yet", hint=_LATE_HINT)
         calling = watched.calling = asyncio.ensure_future(further.root.bind(digest + self._genesis))
         calling.add_done_callback(_heard)
         try:
@@ -180,7 +181,9 @@ class FurtherRoots:
             calling.cancel()
             raise
         if not done:
-            raise RootError(f"it did not answer within {further.deadline:g} seconds")
+            raise RootError(f"it did not answer within {further.deadline:g} seconds", hint=_LATE_HINT)
+        if calling.cancelled():  # by the root itself: as a cancellation it would end the engine, too
+            raise RootError("it broke its own call off")
         return calling.result()
 
     def _line(self, identifier: str, evidence: TeeEvidence, first: int, digest: bytes) -> FurtherLine:
