@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from agents import audit, policy_of, running
 from tpms import Tpm
-from vtpm import P384, RSA, foreign_state, put_away, put_key
+from vtpm import ATTRIBUTES, P384, RSA, foreign_state, put_away, put_key
 
 from quotary_attest.doctor import Health, examine_tpm
 from quotary_attest.roots import RootError
 from quotary_attest.state import read_identity
 from quotary_attest.tpm.connection import Connection
-from quotary_attest.tpm.errors import TpmForeignKey, TpmMissing, TpmUnsupported
-from quotary_attest.tpm.foreign import AZURE_AK, read_foreign
+from quotary_attest.tpm.errors import TpmAuthError, TpmForeignKey, TpmMissing, TpmUnsupported
+from quotary_attest.tpm.foreign import AZURE_AK, make_foreign_identity, read_foreign
 from quotary_attest.tpm.keys import load_ak
 from quotary_attest.tpm.model import Authorizations
-from quotary_attest.tpm.reading import loaded_handles
+from quotary_attest.tpm.reading import loaded_handles, used_nv_indices
 from quotary_attest.tpm.tss import lib
 from quotary_verifier.policy.model import Policy
 from quotary_verifier.recipe.verify import Question, verify
@@ -29,6 +29,7 @@ from quotary_verifier.wire.records import Genesis
 
 AT = 1_800_000_000
 BODY = b"an answer"
+_USER_WITH_AUTH = 0x40
 
 
 def policy(origin: str) -> Policy:
@@ -60,13 +61,29 @@ async def test_an_origin_on_a_persistent_key_attests_over_starts_and_a_reboot(
 async def test_a_key_with_an_authorisation_is_used_with_it(tpm: Tpm, tmp_path: Path) -> None:
     put_key(tpm, auth=b"known to the agent")
     foreign_state(tpm, tmp_path / "good", auth=b"known to the agent")
-    foreign_state(tpm, tmp_path / "bad", auth=b"a guess")
     async with running(tpm, tmp_path / "good") as agent:
         assert (await agent.attest(BODY)).encoded
     tpm.reset()
+    put_key(tpm, auth=b"given anew")
     with pytest.raises(RootError, match="authoris"):
-        async with running(tpm, tmp_path / "bad"):
+        async with running(tpm, tmp_path / "good"):
             pass
+
+
+@pytest.mark.parametrize(
+    "options", [{"auth": b"of somebody else"}, {"attributes": ATTRIBUTES & ~_USER_WITH_AUTH}]
+)
+def test_no_origin_is_made_on_a_key_that_does_not_sign_for_us(
+    tpm: Tpm, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    put_key(tpm, **options)
+    with Connection(tpm.tcti) as connection:
+        before = used_nv_indices(connection)
+        with pytest.raises(TpmAuthError) as caught:
+            make_foreign_identity(connection, AZURE_AK, chain_pcr=15, workload_pcr=13, ak_auth=b"a guess")
+        assert used_nv_indices(connection) == before
+        assert loaded_handles(connection) == []
+    assert caught.value.hint
 
 
 async def test_a_key_that_is_gone_or_another_one_stops_the_agent(tpm: Tpm, tmp_path: Path) -> None:

@@ -12,13 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from quotary_attest.roots import QUOTED_PCRS
 from quotary_attest.tpm.connection import Connection
 from quotary_attest.tpm.errors import TpmMissing, TpmUnsupported
 from quotary_attest.tpm.keys import AUTH_BYTES, make_counter
 from quotary_attest.tpm.model import Authorizations, TpmIdentity
 from quotary_attest.tpm.reading import read_properties
+from quotary_attest.tpm.templates import pcr_selection
+from quotary_attest.tpm.tss import lib
 from quotary_verifier.errors import QuotaryError
 from quotary_verifier.evidence.tpm_keys import AkProfile, check_ak
+from quotary_verifier.evidence.tpm_quote import verify_signature
+from quotary_verifier.wire.tpm import parse_signature
 from quotary_verifier.wire.tpm_names import (
     RH_ENDORSEMENT,
     RH_PLATFORM,
@@ -96,6 +101,26 @@ def _hierarchy(handle: int, public: Public, signer: bytes) -> bytes:
     return hierarchy_qn(parent)
 
 
+def _try(connection: Connection, key: ForeignKey, auth: bytes) -> None:
+    """Have the key sign that nothing is in question, before anything is made that would rely on it.
+
+    Raises:
+        TpmError: it does not sign for who has this authorisation, or needs another one.
+        TpmUnsupported: what it signs does not verify.
+    """
+    scheme = lib.TPMT_SIG_SCHEME(scheme=lib.TPM2_ALG.NULL)
+    with connection.scope() as scope:
+        ak = scope.known(connection.commands.tr_from_tpmpublic(key.handle))
+        connection.authorize(ak, auth)
+        attest, signature = connection.commands.quote(ak, pcr_selection(QUOTED_PCRS), b"", scheme)
+    try:
+        verify_signature(key.public, bytes(attest), parse_signature(bytes(signature.marshal())))
+    except QuotaryError as error:
+        raise TpmUnsupported(
+            f"what the key at 0x{key.handle:08x} signs does not verify: {error}", hint="use another key"
+        ) from None
+
+
 def make_foreign_identity(
     connection: Connection,
     handle: int,
@@ -109,9 +134,10 @@ def make_foreign_identity(
     """Make the identity of an origin on a persistent key: its start counter alone is new in the TPM.
 
     `ak_auth` authorises the key; cloud vTPMs have none. The key stays where it is and what it was. Raises as
-    `read_foreign`, and as `keys.make_identity` for the counter.
+    `read_foreign` and `_try`, and as `keys.make_identity` for the counter.
     """
     key = read_foreign(connection, handle)
+    _try(connection, key, ak_auth)
     nv_auth = random(AUTH_BYTES)
     return TpmIdentity(
         ak_public=key.public.raw,
