@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,15 @@ from azure_forge import ak_jwk, base64url, modulus, vtpm_key
 from azure_host import AZURE_RULES, AzureHost, endorsed
 from soft_log import SoftLog
 from soft_tpm import SoftKey
-from tee_audits import AT, FAR, ROOTS, told
+from tee_audits import AT, FAR, ROOTS, told, watched
 
 from quotary_cli.auditing import Wanted, audit_source
 from quotary_verifier.audit import teejobs
 from quotary_verifier.audit.findings import Code, Severity
 from quotary_verifier.audit.report import AuditReport
 from quotary_verifier.policy.load import load_policy
+from quotary_verifier.policy.model import Policy
+from quotary_verifier.policy.tee import TeeRules
 from quotary_verifier.wire.tpm_names import RH_ENDORSEMENT
 from quotary_verifier.wire.tpm_public import parse_public
 from quotary_verifier.wire.tpm_reader import u32
@@ -34,12 +38,18 @@ def log(tmp_path: Path) -> SoftLog:
     return log
 
 
-def audited(log: SoftLog, rules: str = AZURE_RULES, *, at: int = AT) -> AuditReport:
+def audited(
+    log: SoftLog,
+    rules: str = AZURE_RULES,
+    *,
+    at: int = AT,
+    change: Callable[[Policy], Policy] = lambda policy: policy,
+) -> AuditReport:
     policy = (
         f'schema = "quotary-policy/v1"\n[tpm]\nunauthenticated_ak = true\n'
         f'[[pin]]\norigin = "{log.origin}"\n{rules}{ROOTS}'
     )
-    return audit_source(Wanted(str(log.finish()), load_policy(policy.encode()), at))
+    return audit_source(Wanted(str(log.finish()), change(load_policy(policy.encode())), at))
 
 
 def worst(report: AuditReport) -> list[tuple[Code, Severity, int | None]]:
@@ -90,3 +100,12 @@ def test_certificates_of_another_time_leave_a_required_endorsement_open(log: Sof
     report = audited(log, at=FAR)
     assert worst(report) == [(Code.TEE_RULES, Severity.COULD_NOT, 0)]
     assert report.tees[0].status == "undated"
+
+
+def test_an_endorsement_is_judged_at_the_time_of_each_commit_although_it_is_read_once(log: SoftLog) -> None:
+    asked, cosign = watched(log, TeeRules())
+    cosign(AT)
+    log.outputs()
+    cosign(FAR)
+    report = audited(log, change=lambda policy: replace(policy, witnesses=asked.witnesses))
+    assert [(tee.status, tee.first_commit) for tee in report.tees] == [("accepted", 0), ("undated", 4)]

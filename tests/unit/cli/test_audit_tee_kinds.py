@@ -109,9 +109,14 @@ def test_lines_without_platform_keys_count_for_nothing_and_still_have_their_form
     report = audited(log)
     assert states(report) == {"cca": ("not-appraised", 2)}
     assert report.outcome == "verified"
+    assert not any(tee.devices for tee in report.tees)  # what a token says is then nobody's word
+    log.tee = binding(lambda *_: (token(platform={265: "http://other"}), TeeSupport(IDENTIFIER_CCA, {})))
+    log.outputs()
+    report = audited(log)
+    assert (states(report), report.outcome) == ({"cca": ("not-appraised", 3)}, "verified")
     log.tee = binding(lambda *_: (token()[:-1], TeeSupport(IDENTIFIER_CCA, {})))
     log.outputs()
-    assert (Code.TEE, Severity.FALSE, 3) in told(audited(log))
+    assert (Code.TEE, Severity.FALSE, 4) in told(audited(log))
 
 
 def test_a_rule_that_only_warns_does_not_reject_until_its_date(tmp_path: Path) -> None:
@@ -135,5 +140,10 @@ def test_the_report_says_which_weights_a_launched_image_serves(tmp_path: Path) -
     rules = f'[tee]\nrequired = ["sev-snp"]\n{SNP}measurements = ["{LAUNCH}"]\n{image}'
     (tee,) = audited(log, rules).tees
     assert dict(tee.devices[0])["serves"] == weights
+    other = rules.replace(f'measurements = ["{LAUNCH}"]', "host_data = []")
+    warned = f'[[warn]]\nrule = "tee.sev-snp.host-data"\nuntil = 2027-01-01T00:00:00Z\n{other}'
+    for text, status in ((other, "rejected"), (warned, "warned")):
+        (tee,) = audited(log, text).tees
+        assert (tee.status, "serves" in dict(tee.devices[0])) == (status, False)
     (tee,) = audited(log, rules + image.replace(weights, "cd" * 32)).tees
     assert tee.as_json()["devices"][0]["serves"] == f"{weights}, {'cd' * 32}"

@@ -282,6 +282,15 @@ def test_endorsements_without_end_are_not_read(
     report = audited(log, rules(forge))
     assert (Code.TEE, Severity.FALSE, 0) in told(report)
     assert "bytes that may stand there" in report.findings[0].message
+    commit = Commit.decode(log._history[0])
+    sizes = [
+        (log.files.folder / f"blob/{digest.hex()}").stat().st_size
+        for digests in commit.tees[0].endorsements.values()
+        for digest in digests
+    ]
+    for limit, outcome in ((sum(sizes) - 1, "rejected"), (sum(sizes), "verified")):
+        monkeypatch.setattr(teejobs, "MAX_ENDORSEMENTS", limit)
+        assert audited(log, rules(forge)).outcome == outcome
 
 
 def test_evidence_of_an_unknown_version_leaves_the_audit_open(log: SoftLog, forge: AmdForge) -> None:
