@@ -24,7 +24,7 @@ from quotary_attest.serving.peers import listen_on
 from quotary_attest.systemd import Notifier, PassedSockets, credential, keep_alive, watchdog_seconds
 from quotary_cli.agent_doors import Doors
 from quotary_cli.agent_engines import Engines
-from quotary_cli.agent_roots import open_endorsing, open_roots
+from quotary_cli.agent_roots import endorsing_section, open_endorsing, open_roots
 from quotary_cli.enrolment import read_passphrase
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ async def _attend(
     ]
     if config.retention.keep_days is not None:
         chores.append(_expire(agent, config.retention.keep_days))
+    if endorsing_section(config) is not None:
+        chores.append(_renew(agent))
     if service.watchdog is not None:
         stuck = config.watchdog.stuck_seconds
         chores.append(keep_alive(service.notifier, service.watchdog, lambda: agent.alive(stuck)))
@@ -216,6 +218,16 @@ async def _reload_on(hangup: asyncio.Event, agent: Agent) -> None:
             _LOG.info("certificates in use: %d", agent.status()["certificates"])
         except Exception as error:
             _LOG.error("the certificates cannot be taken up: %s", error)
+
+
+async def _renew(agent: Agent) -> None:
+    """Look once an hour for newer collateral of what endorses the AK: what is carried must not run out unseen."""
+    while True:
+        await asyncio.sleep(_HOUR)
+        try:
+            await agent.reload_certificates()
+        except Exception as error:
+            _LOG.error("what endorses the attestation key cannot be found anew: %s", error)
 
 
 async def _expire(agent: Agent, days: int) -> None:
