@@ -253,6 +253,7 @@ def test_without_rules_a_report_of_another_time_could_not_be_dated() -> None:
     report = outcome(HOST.accepted(""), at=LATER)
     assert report.outcome is Outcome.VERIFIED, report.reason
     assert said(report, "tee.azure") == ["could not be dated: nothing of it counts"]
+    assert said(report, "tpm_kind") == ["unknown: the origin is pinned and nothing endorses its TPM"]
     assert said(report, "root") == ["tpm2-quote: this commit, the PCRs, the workload log and the boot"]
 
 

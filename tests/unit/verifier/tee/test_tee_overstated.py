@@ -10,19 +10,25 @@ from datetime import UTC, datetime
 from typing import Any
 
 import device_forge
+import intel_sgx
 import pytest
 from alone_forge import AloneForge
+from azure_forge import AzureForge
 from azure_host import AZURE_RULES, AzureHost
 from cca_tokens import pem_key, realm_claims, token
 from defects import _witness
 from device_forge import NitroForge
 from forge import NOW, Forge
+from intel_sgx import TdxForge
 from tee_defects import LAUNCH, REQUIRED, ROOTS, RULES, pem, snp
 from tee_defects import tdx as bare_tdx
 from tee_makers import outcome, said
 
 from quotary_verifier import ClaimSource, Outcome, Question, Report, load_policy
 from quotary_verifier.errors import PolicyError
+from quotary_verifier.evidence.tee.azure import AzureTdxEndorsements
+from quotary_verifier.evidence.tee.azure_hcl import TDX
+from quotary_verifier.evidence.tee.azure_support import azure_endorsements
 from quotary_verifier.evidence.tee.shape import report_data
 from quotary_verifier.tlog.cosignature import cosign
 from quotary_verifier.tlog.hardware import IDENTIFIER_CCA, IDENTIFIER_NITRO
@@ -275,3 +281,14 @@ def test_a_quote_of_which_nobody_knows_the_enclave_is_not_the_hardwares_word() -
     (root,) = [claim for claim in report.claims if claim.name == "root" and "tdx" in str(claim.value)]
     assert root.source is ClaimSource.HOST
     assert "any enclave of such a platform" in str(root.value)
+
+
+def test_an_azure_report_below_such_a_quote_is_not_the_hardwares_word_either() -> None:
+    forge = AzureForge(kind=TDX, tail=b"")
+    quote = TdxForge(body={0x208: forge.report_data()}).quote()
+    for collateral, source in ((None, ClaimSource.HOST), (intel_sgx.collateral(), ClaimSource.HARDWARE)):
+        parts = azure_endorsements(forge.report(), AzureTdxEndorsements(quote, collateral))
+        host = AzureHost(endorsements=parts)
+        question = Question(host.body, int(intel_sgx.NOW.timestamp()))
+        found = sources(outcome(host.attestation().encode(), question, host.accepted("")))
+        assert (found["tee.azure"], found["tee.azure.mrtd"]) == (source, source)
