@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,7 +109,15 @@ def init(
         raise Failure(f"--host {host}: {error}", code=ExitCode.USAGE) from None
     if tees:
         _check_alone(
-            tpm, emulator or None, chain_pcr, workload_pcr, ak, owner_auth_file, endorsement_auth_file
+            {
+                "--tpm": tpm,
+                "--emulator": emulator or None,
+                "--chain-pcr": chain_pcr,
+                "--workload-pcr": workload_pcr,
+                "--ak": ak,
+                "--owner-auth-file": owner_auth_file,
+                "--endorsement-auth-file": endorsement_auth_file,
+            }
         )
         with host_failures():
             without = init_without_tpm(state, host, tuple(dict.fromkeys(tees)))
@@ -175,10 +183,15 @@ def _make(
     )
 
 
-def _check_alone(*of_a_tpm: object) -> None:
+def _check_alone(of_a_tpm: Mapping[str, object]) -> None:
     """Raise Failure where one of the options that are of a TPM stands beside --tee."""
-    if any(value is not None for value in of_a_tpm):
-        raise Failure("--tee stands in place of a tpm, and an option is of a tpm", code=ExitCode.USAGE)
+    given = [option for option, value in of_a_tpm.items() if value is not None]
+    if given:
+        raise Failure(
+            f"--tee stands in place of a tpm, and {', '.join(given)} is of a tpm",
+            code=ExitCode.USAGE,
+            hint="beside a tpm, leave out --tee and name the hardware as a [[root]] (docs/howto/tee.md)",
+        )
 
 
 def _shared(ak: int, *, with_auth: bool) -> str:

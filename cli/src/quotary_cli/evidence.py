@@ -16,7 +16,7 @@ import click
 from quotary_cli.bootlogs import BootLogFiles
 from quotary_cli.given import Given, given_attestations, is_archive
 from quotary_cli.output import ExitCode, Failure
-from quotary_cli.render import HINTS
+from quotary_cli.render import HINTS, NO_TPM
 from quotary_verifier import NotChecked, Policy, PolicyError, Rejected, Step
 from quotary_verifier.errors import MalformedError, UnsupportedError
 from quotary_verifier.policy.findings import PlatformEvidence
@@ -106,9 +106,17 @@ _NEVER: Final = (
 )
 
 
+_ALONE: Final = (
+    "nothing was booted into pcrs: `attest verify` and `attest audit` apply [tee] to what was launched "
+    "(docs/howto/tee.md)"
+)
+
+
 def _hint(error: Exception, hints: Mapping[Step, str]) -> str:
     """Return what to do about the step that did not pass; else that nothing can be made of such evidence."""
     step = error.report.failing if isinstance(error, Rejected | NotChecked) else None
+    if step is Step.QUOTE_PCRS and NO_TPM in str(error):
+        return _ALONE
     return _NEVER if step is None else hints.get(step) or HINTS.get(step, _NEVER)
 
 

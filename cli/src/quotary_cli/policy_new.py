@@ -70,6 +70,12 @@ def new(
         )
     if hosts and not authorities:
         raise Failure("--host goes with --authority", code=ExitCode.USAGE)
+    if template == "confidential-vm" and not pins:
+        raise Failure(
+            "an origin without a TPM has no key that an authority could endorse",
+            code=ExitCode.USAGE,
+            hint="name it with --pin: it is what `attest agent init --tee` printed",
+        )
     if template == "model-only" and not models:
         raise Failure(
             "a policy of this template without a model would accept any",
@@ -88,7 +94,8 @@ def new(
             file.write(text)
     except FileExistsError:
         raise Failure(f"{out}: there is a file already", code=ExitCode.USAGE) from None
-    note(f"{out}: template {template}; `attest policy check` says what a host departs in")
+    command = "verify" if template == "confidential-vm" else "policy check"
+    note(f"{out}: template {template}; `attest {command}` says what a host departs in")
 
 
 def _pin(origin: str) -> str:

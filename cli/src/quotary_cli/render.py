@@ -66,8 +66,8 @@ def render_report(name: str, report: Report, *, explain: bool) -> None:
         step = report.failing
         click.echo(f"  step      {ORDER[step]} {step}: {TITLES[step]}")
         click.echo(f"  reason    {clean(report.reason)}")
-        if step in HINTS:
-            click.echo(f"  hint      {HINTS[step]}")
+        if hint := _hint(step, report.reason):
+            click.echo(f"  hint      {hint}")
     _claims(report, everything=explain)
     for text in report.tolerances:
         click.echo(f"  tolerated {clean(text)}")
@@ -79,6 +79,15 @@ def render_report(name: str, report: Report, *, explain: bool) -> None:
         _steps(report)
     else:
         _summary(report)
+
+
+def _hint(step: Step, reason: str) -> str:
+    """What to do where a step did not pass; of an origin without a TPM nothing else has booted."""
+    if step is Step.PLATFORM and NO_TPM in reason:
+        return (
+            "leave out the rules on a platform, or rely on a host with a tpm; [tee] rules what was launched"
+        )
+    return HINTS.get(step, "")
 
 
 def _claims(report: Report, *, everything: bool) -> None:

@@ -29,6 +29,7 @@ from quotary_verifier.policy.load import load_policy
 
 HOST = Forge()
 BOOT = BootOf()
+NO_CA = {"confidential-vm": "--authority"}
 MODEL = f"{HOST.model}=sha256:{HOST.weights.hex()}"
 
 
@@ -55,8 +56,10 @@ def checked(capsys: pytest.CaptureFixture[str]) -> tuple[int, set[str]]:
     return code, {finding["rule"] for result in found["results"] for finding in result["findings"]}
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("trust", ["--pin", "--authority"])
+@pytest.mark.parametrize(
+    ("template", "trust"),
+    [(each, how) for each in TEMPLATES for how in ("--pin", "--authority") if how not in NO_CA.get(each, "")],
+)
 def test_a_template_loads_with_whom_to_trust_and_which_models(
     template: str, trust: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +73,16 @@ def test_a_template_loads_with_whom_to_trust_and_which_models(
     assert [item.hosts for item in policy.authorities] == ([] if trust == "--pin" else [("*.example.net",)])
     assert policy.models[0].weights == HOST.weights
     assert policy.unauthenticated_ak is (template == "cloud-vtpm")
+
+
+def test_a_policy_for_an_origin_without_a_tpm_pins_it_as_no_authority_can_endorse_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["policy", "new", "--template", "confidential-vm", "--authority", "ca.pem"]
+    assert run(words) == 2
+    assert "--pin" in capsys.readouterr().err
+    assert new("confidential-vm") == 0
+    assert "`attest verify` says" in capsys.readouterr().err
 
 
 def test_strict_refuses_what_is_not_decided(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,3 +275,20 @@ def test_a_confidential_vm_is_refused_until_its_launch_measurement_is_named(
     image = without_remarks.replace('"sha256:..."', f'"{vm.weights.hex()}"').replace('"..."', f'"{LAUNCH}"')
     measured = verify(data, question, load_policy(image.encode())).claim("model")
     assert measured is not None and measured.source is ClaimSource.MEASURED
+
+
+def test_where_nothing_was_booted_into_pcrs_the_hint_leads_to_what_was_launched(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vm = AloneForge()
+    Path("body").write_bytes(vm.body)
+    Path("vm.attestation").write_bytes(vm.attestation().encode())
+    rules = f'[tee]\nrequired = ["sev-snp"]\n[tee.sev-snp]\ngenerations = ["genoa"]\n{ROOTS}'
+    Path("p.toml").write_text(f'schema = "quotary-policy/v1"\n[[pin]]\norigin = "{vm.origin}"\n{rules}')
+    assert run(["policy", "check", "vm.attestation", "--policy", "p.toml", "--at", str(NOW)]) == 3
+    assert "apply [tee] to what was launched" in capsys.readouterr().err
+    with Path("p.toml").open("a") as policy:
+        policy.write(f'\n[platform.pcrs]\n7 = ["{"00" * 32}"]\n')
+    words = ["verify", "body", "-a", "vm.attestation", "--policy", "p.toml", "--at", str(NOW)]
+    assert run(words) == 1
+    assert "leave out the rules on a platform" in capsys.readouterr().out

@@ -100,3 +100,9 @@ def test_a_report_that_cannot_be_made_ends_with_a_message_and_a_hint(
 
 def test_every_root_that_a_commit_can_have_can_be_asked_for_a_report() -> None:
     assert set(KINDS) == {*opening.ROOTS, "azure"}
+
+
+def test_an_option_of_a_tpm_beside_tee_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["agent", "init", "--state", str(tmp_path / "s"), "--host", "h.example", "--tee", "sev-snp"]
+    assert run([*words, "--emulator", "--ak", "0x81000003"]) == 2
+    assert "--emulator, --ak is of a tpm" in capsys.readouterr().err

@@ -167,6 +167,7 @@ def test_every_key_of_arm_becomes_its_rule_and_its_keys_become_roots() -> None:
         ("[tee.sev_snp]\n", "tee.sev_snp is not a key"),
         ("[tee.cca]\n", "tee.cca.keys must bring the public keys of platforms"),
         ("[tee.cca]\nkeys = []\n", "tee.cca.keys must bring the public keys of platforms"),
+        ('[tee.tdx]\nmrtd = ["zz"]\n', "tee.tdx.mrtd cannot be used: 96 lower-case hexadecimal digits"),
         ('[tee.cca]\nkeys = ["x"]\n', "tee.cca.keys cannot be used: a public key is one block of pem"),
         (CCA.replace("-----\n", "-----\n!"), "tee.cca.keys cannot be used: a public key is one block of pem"),
         (CCA.replace("-----\n", "-----\nA"), "tee.cca.keys cannot be used"),

@@ -170,7 +170,8 @@ def _check_device(tcti: str) -> None:
         raise TpmGone(
             f"there is no {device}",
             hint="enable the tpm in the firmware's setup; in a container, pass the device in; "
-            "without a tpm, try a software one (--emulator)",
+            "without a tpm, `attest agent init` takes confidential-computing hardware (--tee), "
+            "or a software tpm to try things out (--emulator)",
         )
     if not device.is_char_device():
         raise TpmUnsupported(f"{device} is not a tpm device", hint="for example device:/dev/tpmrm0")

@@ -457,6 +457,13 @@ def test_signatures_and_what_evidence_binds_are_never_warned_away() -> None:
     refused(judged(forge, policy=forge.pinned(warn + POLICY)), Step.TEE, "report data")
 
 
+def test_a_warning_for_no_rule_is_answered_with_the_rules_that_begin_alike() -> None:
+    text = '[[warn]]\nrule = "tee.sev-snp.measurements"\nuntil = 2100-01-01T00:00:00Z\n'
+    with pytest.raises(PolicyError, match=r"names no rule.*tee\.sev-snp\.measurement,") as caught:
+        load_policy(AloneForge().pinned(text + POLICY).encode())
+    assert "platform" not in str(caught.value)
+
+
 def test_what_no_key_of_a_policy_accepts_no_warning_does() -> None:
     for rule in (
         "tee",

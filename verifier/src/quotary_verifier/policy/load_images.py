@@ -24,6 +24,7 @@ class _Kind:
     sizes: tuple[int, ...] = (48,)
 
 
+_HEXADECIMAL: Final = frozenset("0123456789abcdef")
 _KINDS: Final[Mapping[str, _Kind]] = {
     "sev-snp": _Kind(frozenset({"launch"}), frozenset({"launch"})),
     "tdx": _Kind(frozenset({"mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"}), frozenset({"mrtd"})),
@@ -66,7 +67,7 @@ def _image(kind: str, table: Table) -> Image:
 
 
 def _value(text: str, sizes: tuple[int, ...]) -> bytes:
-    value = bytes.fromhex(text)
+    value = bytes.fromhex(text) if _HEXADECIMAL.issuperset(text) and len(text) % 2 == 0 else b""
     if value.hex() != text or len(value) not in sizes:
         wanted = " or ".join(str(2 * size) for size in sizes)
         raise MalformedError(f"{wanted} lower-case hexadecimal digits are expected")

@@ -96,12 +96,22 @@ def read_warnings(tables: Iterable[Table]) -> dict[str, int]:
     for table in tables:
         rule = table.take("rule", str)
         if rule not in RULES:
-            table.fail("rule", f"names no rule of a policy; there are {', '.join(sorted(RULES))}")
+            table.fail("rule", f"names no rule of a policy; there are {', '.join(_nearest(rule))}")
         if rule in found:
             table.fail("rule", "has a date already")
         found[rule] = table.moment("until")
         table.finish()
     return found
+
+
+def _nearest(rule: str) -> list[str]:
+    """Return the rules that begin as a code does that is none: as many of its words fit as fit any."""
+    words = rule.split(".")
+    for count in range(len(words), 0, -1):
+        beginning = ".".join(words[:count])
+        if found := [each for each in RULES if each == beginning or each.startswith(f"{beginning}.")]:
+            return sorted(found)
+    return sorted({each.partition(".")[0] for each in RULES})
 
 
 def list_names(platforms: Iterable[Table]) -> tuple[ListName, ...]:

@@ -63,6 +63,7 @@ _NITRO_PCRS: Final = range(32)
 _NVIDIA_MEASUREMENTS: Final = range(1, 256)
 _BYTE: Final = 255
 _U32: Final = 1 << 32
+_HEXADECIMAL: Final = frozenset("0123456789abcdef")
 _DIGEST, _LONG, _FMSPC, _PPID = (32,), (48,), (6,), (16,)
 _CHIPS: Final = (8, 64)
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
@@ -329,7 +330,7 @@ def _digests(table: Table, key: str, sizes: tuple[int, ...]) -> frozenset[bytes]
 
 
 def _hexadecimal(text: str, sizes: tuple[int, ...]) -> bytes:
-    value = bytes.fromhex(text)
+    value = bytes.fromhex(text) if _HEXADECIMAL.issuperset(text) and len(text) % 2 == 0 else b""
     if value.hex() != text or len(value) not in sizes:
         wanted = " or ".join(str(2 * size) for size in sizes)
         raise MalformedError(f"{wanted} lower-case hexadecimal digits are expected")
