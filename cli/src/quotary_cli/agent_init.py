@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,15 @@ if TYPE_CHECKING:
 
 SCHEMA = "quotary-agent-init/v1"
 _MAX_AUTH = 1024
+_OF_A_TPM = (
+    "--tpm",
+    "--emulator",
+    "--chain-pcr",
+    "--workload-pcr",
+    "--ak",
+    "--owner-auth-file",
+    "--endorsement-auth-file",
+)
 
 
 class _Handle(click.ParamType[int]):
@@ -109,15 +118,7 @@ def init(
         raise Failure(f"--host {host}: {error}", code=ExitCode.USAGE) from None
     if tees:
         _check_alone(
-            {
-                "--tpm": tpm,
-                "--emulator": emulator or None,
-                "--chain-pcr": chain_pcr,
-                "--workload-pcr": workload_pcr,
-                "--ak": ak,
-                "--owner-auth-file": owner_auth_file,
-                "--endorsement-auth-file": endorsement_auth_file,
-            }
+            tpm, emulator or None, chain_pcr, workload_pcr, ak, owner_auth_file, endorsement_auth_file
         )
         with host_failures():
             without = init_without_tpm(state, host, tuple(dict.fromkeys(tees)))
@@ -183,9 +184,9 @@ def _make(
     )
 
 
-def _check_alone(of_a_tpm: Mapping[str, object]) -> None:
-    """Raise Failure where one of the options that are of a TPM stands beside --tee."""
-    given = [option for option, value in of_a_tpm.items() if value is not None]
+def _check_alone(*values: object) -> None:
+    """Raise Failure where one of the options that are of a TPM (`_OF_A_TPM`, in that order) stands beside --tee."""
+    given = [option for option, value in zip(_OF_A_TPM, values, strict=True) if value is not None]
     if given:
         raise Failure(
             f"--tee stands in place of a tpm, and {', '.join(given)} is of a tpm",
