@@ -464,6 +464,16 @@ def test_a_warning_for_no_rule_is_answered_with_the_rules_that_begin_alike() -> 
     assert "platform" not in str(caught.value)
 
 
+def test_rules_that_do_not_name_what_was_launched_are_said_to_fit_other_guests() -> None:
+    forge = AloneForge()
+    unnamed = REQUIRED + RULES.replace(f'measurements = ["{LAUNCH}"]', "") + ROOTS
+    said_so = "do not name what was launched"
+    loose, strict = judged(forge, policy=forge.pinned(unnamed)), judged(forge)
+    assert loose.outcome is strict.outcome is Outcome.VERIFIED, loose.reason
+    assert [said_so in notice for notice in loose.notices].count(True) == 1
+    assert not any(said_so in notice for notice in strict.notices)
+
+
 def test_what_no_key_of_a_policy_accepts_no_warning_does() -> None:
     for rule in (
         "tee",
@@ -472,6 +482,10 @@ def test_what_no_key_of_a_policy_accepts_no_warning_does() -> None:
         "tee.tdx.debug",
         "tee.sev-snp.tcb-order",
         "tee.azure.paravisor",
+        "tee.azure.hardware",
+        "tee.azure.tpm",
+        "tee.cca.lifecycle",
+        "tee.cca.platform-key",
     ):
         text = f'[[warn]]\nrule = "{rule}"\nuntil = 2100-01-01T00:00:00Z\n'
         with pytest.raises(PolicyError, match="names no rule"):

@@ -125,7 +125,11 @@ class TeeRules:
         return own.get(name) is not None
 
     def names_launch(self, warned: Mapping[str, int]) -> bool:
-        """Whether a kind of a whole machine is required whose rules name what was launched.
+        """Whether a kind of a whole machine is required whose rules name what was launched."""
+        return any(self.launch_named(kind, warned) for kind in self.required & WHOLE_MACHINES)
+
+    def launch_named(self, kind: str, warned: Mapping[str, int]) -> bool:
+        """Whether the rules on a kind of a whole machine name what was launched.
 
         Rules that only warn do not count, whether or not their date has passed.
         """
@@ -136,9 +140,8 @@ class TeeRules:
             "nitro": nitro is not None and not nitro.debug and names_image(nitro),
             "cca": cca is not None and not cca.debug and named(cca.rims),
         }
-        return any(
-            launched[kind] and not any(_warned(warned, f"tee.{kind}.{rule}") for rule in _LAUNCH_RULES[kind])
-            for kind in self.required & WHOLE_MACHINES
+        return launched[kind] and not any(
+            _warned(warned, f"tee.{kind}.{rule}") for rule in _LAUNCH_RULES[kind]
         )
 
     def served(self, kind: str, claims: TeeClaims) -> frozenset[bytes]:

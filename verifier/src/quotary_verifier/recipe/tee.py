@@ -22,7 +22,7 @@ from quotary_verifier.evidence.tee.azure_support import verify_azure_ak
 from quotary_verifier.evidence.tee.lines import Bound, TeeRoots, verify_tee_line
 from quotary_verifier.evidence.tee.shape import Finding, Severity, TeeClaims, enforce
 from quotary_verifier.policy.model import Policy
-from quotary_verifier.policy.tee import AZURE, TEE_NAMES, TeeRules, appraise_tee, staged
+from quotary_verifier.policy.tee import AZURE, TEE_NAMES, WHOLE_MACHINES, TeeRules, appraise_tee, staged
 from quotary_verifier.recipe.endorsement import moment
 from quotary_verifier.recipe.run import Run
 from quotary_verifier.recipe.steps import Step
@@ -182,7 +182,7 @@ def judge_tees(
         said = "; ".join(f"{one.name} {said_of(one)}" for one in judged)
         done = run.passed if any(one.claims for one in judged) else run.skip
         done(Step.TEE, said or "the note carries none, and the policy requires none")
-    run.notices += _notices(judged, rules)
+    run.notices += _notices(judged, rules, policy.warnings)
     if sum(bool(one.claims) and not one.endorses_ak for one in judged) + beside_tpm > 1:
         run.notices.append(ONE_AGENT)
     run.tolerances += [text for one in judged for text in one.tolerated]
@@ -198,7 +198,7 @@ def said_of(line: JudgedTee) -> str:
     return "accepted, with tolerances" if line.tolerated else "accepted"
 
 
-def _notices(judged: list[JudgedTee], rules: TeeRules) -> list[str]:
+def _notices(judged: list[JudgedTee], rules: TeeRules, warned: Mapping[str, int]) -> list[str]:
     notices = []
     for one in judged:
         if not one.claims:
@@ -210,6 +210,11 @@ def _notices(judged: list[JudgedTee], rules: TeeRules) -> list[str]:
         if not one.appraised:
             notices.append(
                 f"the evidence of {one.name} holds, but the policy has no rules for it: nothing of it was appraised"
+            )
+        elif one.name in WHOLE_MACHINES and not rules.launch_named(one.name, warned):
+            notices.append(
+                f"the policy's rules on {one.name} do not name what was launched:"
+                " other guests of such hardware keep them, too"
             )
         if rules.own_root(one.name):
             notices.append(
